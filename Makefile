@@ -1,0 +1,57 @@
+# make demo    set up without torch, reconstruct the shipped test images
+# make test    set up with torch, lint, types, Python tests, C tests under sanitizers
+# make bench   particle-steps per second against PyTorch, on this machine
+# make bundle  export models/fashion/checkpoint to models/fashion/bundle again
+PYTHON ?= python3
+RUN := .venv
+DEV := .venv-dev
+BUILD := build/native
+PIP := -m pip --disable-pip-version-check --quiet
+SOURCES := pyproject.toml CMakeLists.txt $(wildcard engine/include/*.h engine/src/*)
+# pip would choose gigabytes of CUDA packages where no NVIDIA GPU is: there, one CPU version is named first.
+TORCH := $(if $(shell command -v nvidia-smi),torch>=2.11,torch==2.13.0)
+
+.PHONY: demo test bench bundle lint native clean
+
+demo: $(RUN)/.ready
+	$(RUN)/bin/rlsd demo --out out/demo --overwrite
+
+test: $(DEV)/.ready native
+	$(MAKE) lint
+	$(DEV)/bin/ctest --test-dir $(BUILD) --output-on-failure
+	$(DEV)/bin/pytest tests
+
+lint: $(DEV)/.ready
+	$(DEV)/bin/ruff check .
+	$(DEV)/bin/ruff format --check .
+	$(DEV)/bin/mypy
+
+# The library and the C programs once more, with AddressSanitizer and UndefinedBehaviorSanitizer.
+native: $(DEV)/.ready
+	$(DEV)/bin/cmake -S . -B $(BUILD) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(DEV)/bin/ninja) \
+	    -DCMAKE_BUILD_TYPE=RelWithDebInfo -DRLSD_TESTS=ON -DRLSD_SANITIZE=ON -DRLSD_PYTHON=$(abspath $(DEV)/bin/python)
+	$(DEV)/bin/cmake --build $(BUILD)
+
+bench: $(DEV)/.ready
+	$(DEV)/bin/python -m rlsd.bench.engine
+	$(DEV)/bin/pytest bench/test_kernels.py --benchmark-enable --benchmark-only --benchmark-columns=min,median,iqr,rounds
+
+bundle: $(DEV)/.ready
+	$(DEV)/bin/rlsd export --checkpoint models/fashion/checkpoint --out models/fashion/bundle --overwrite
+
+$(RUN)/.ready: $(SOURCES)
+	$(PYTHON) -m venv $(RUN)
+	$(RUN)/bin/python $(PIP) install --upgrade pip
+	$(RUN)/bin/python $(PIP) install '.[cpu]'
+	touch $@
+
+$(DEV)/.ready: $(SOURCES)
+	$(PYTHON) -m venv $(DEV)
+	$(DEV)/bin/python $(PIP) install --upgrade pip
+	$(DEV)/bin/python $(PIP) install '$(TORCH)'
+	$(DEV)/bin/python $(PIP) install scikit-build-core ninja cmake
+	$(DEV)/bin/python $(PIP) install --no-build-isolation -e '.[cpu,export,train,test]'
+	touch $@
+
+clean:
+	rm -rf $(RUN) $(DEV) build out

@@ -1,0 +1,2 @@
+def library_path():
+    return "/work/main/engine/librlsd.so"

@@ -1,0 +1,267 @@
+/* rlsd.h - the C interface of the RLSD reconstruction engine.
+ *
+ * RLSD (Repulsive Latent Score Distillation, arXiv 2406.16683) draws N diverse
+ * reconstructions x_1..x_N of an image from one measurement y = f(x) + noise.
+ * This header is the whole interface; its comments are the manual.
+ *
+ * In five calls:
+ *
+ *     rlsd_engine *engine;  rlsd_job *job;
+ *     rlsd_engine_open("fashion", NULL, &engine);         load and verify a bundle
+ *     rlsd_submit(engine, &params, &request, &job);       as often as you like
+ *     rlsd_run(engine);                                   until all jobs are done
+ *     rlsd_job_release(job);
+ *     rlsd_engine_close(engine);
+ *
+ * Ownership   Only handles belong to the library. Every buffer belongs to the caller.
+ *             Inputs are copied before a call returns; a job's output buffers must
+ *             stay valid until that job is done (or is released, or its engine closed).
+ * Threads     One engine is used by one thread at a time; different engines may run
+ *             in parallel. Only rlsd_cancel may be called from any thread.
+ * Errors      Every call returns RLSD_OK (0) or a positive rlsd_status, and leaves one
+ *             sentence in rlsd_last_error() of the calling thread. After an error the
+ *             handle is as it was before the call, unless the call says otherwise.
+ *             Handle outputs (rlsd_x **out) are set to NULL before anything else.
+ * Versions    Structs start with their size and only ever grow at the end: fill them
+ *             with their _init function, which is given sizeof of the caller's struct.
+ *             Enum values are never reused.
+ * Tensors     Dense, row-major, float32 unless said otherwise; images are channels x
+ *             height x width in the range [-1, 1]. "Per item" shapes have no batch axis.
+ */
+#ifndef RLSD_H
+#define RLSD_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#define RLSD_API __attribute__((visibility("default")))
+#else
+#define RLSD_API
+#endif
+
+#define RLSD_VERSION "0.1.0"
+
+typedef struct rlsd_engine rlsd_engine;
+typedef struct rlsd_job rlsd_job;
+
+typedef enum rlsd_status {
+    RLSD_OK = 0,
+    RLSD_INVALID_ARGUMENT = 1,  /* a value, shape or name that is not allowed          */
+    RLSD_BAD_BUNDLE = 2,        /* a file is missing, altered, or of another format     */
+    RLSD_NO_RUNTIME = 3,        /* no usable ONNX Runtime library                       */
+    RLSD_RUNTIME_ERROR = 4,     /* ONNX Runtime refused or failed                       */
+    RLSD_OUT_OF_MEMORY = 5,
+    RLSD_NON_FINITE = 6,        /* a latent, image or gradient became NaN or infinite   */
+    RLSD_CANCELLED = 7,
+    RLSD_INTERNAL = 8           /* a fault of ours: please report it                    */
+} rlsd_status;
+
+/* The message of this thread's last failed call, "" if none failed. Never NULL; valid
+ * until this thread's next call into the library. */
+RLSD_API const char *rlsd_last_error(void);
+
+/* The library's version, "MAJOR.MINOR.PATCH". */
+RLSD_API const char *rlsd_version(void);
+
+/* ------------------------------------------------------------------ engine */
+
+typedef enum rlsd_log_level { RLSD_LOG_INFO = 1, RLSD_LOG_WARNING = 2 } rlsd_log_level;
+
+typedef struct rlsd_progress {
+    size_t size;
+    int64_t jobs_queued, jobs_active, jobs_done; /* since the engine was opened */
+    int64_t particle_steps;      /* finished in this call of rlsd_run            */
+    int64_t particle_steps_left; /* of all jobs submitted and not done           */
+    double seconds;              /* since this call of rlsd_run began            */
+} rlsd_progress;
+
+/* Called on the thread that called rlsd_run, after each tick. Non-zero asks for an
+ * abort, as rlsd_cancel does. Must not call into the same engine. */
+typedef int (*rlsd_progress_fn)(void *user, const rlsd_progress *progress);
+typedef void (*rlsd_log_fn)(void *user, rlsd_log_level level, const char *message);
+
+typedef struct rlsd_engine_options {
+    size_t size;
+    const char *onnxruntime;   /* path of libonnxruntime; NULL: $RLSD_ONNXRUNTIME, then
+                                  the loader's default search                          */
+    const char *device;        /* "cpu" (NULL means the same)                          */
+    int32_t threads;           /* worker threads; 0: one per processor                 */
+    int32_t max_particles;     /* particles in flight at once, over all jobs; 0: 256. A
+                                  larger single job runs alone                         */
+    rlsd_progress_fn progress; /* may be NULL                                          */
+    rlsd_log_fn log;           /* may be NULL                                          */
+    void *user;                /* handed to both callbacks                             */
+} rlsd_engine_options;
+
+RLSD_API rlsd_status rlsd_engine_options_init(rlsd_engine_options *options, size_t size);
+
+/* Opens a bundle (a directory that `rlsd export` wrote): checks its manifest and the
+ * size and SHA-256 of each of its files, loads ONNX Runtime, creates the sessions.
+ * options may be NULL. On failure *out is NULL. */
+RLSD_API rlsd_status rlsd_engine_open(const char *bundle, const rlsd_engine_options *options,
+                                      rlsd_engine **out);
+
+/* Frees the engine. Its jobs that are not done are dropped; their handles stay valid
+ * only for rlsd_job_release. NULL is fine. */
+RLSD_API void rlsd_engine_close(rlsd_engine *engine);
+
+/* Facts about the opened bundle and the runtime, as lines "key value...", one fact a
+ * line (the manifest's own lines, then onnxruntime, threads, bytes_per_particle).
+ * Belongs to the engine; valid until it is closed. */
+RLSD_API const char *rlsd_engine_describe(const rlsd_engine *engine);
+
+/* ------------------------------------------------------------------ jobs */
+
+typedef enum rlsd_variant {
+    RLSD_AUGMENTED = 1,    /* "rlsd": latents z and images x, coupled; the result is x */
+    RLSD_NONAUGMENTED = 2  /* "rlsd-nonaug": latents only; the result is D(z)          */
+} rlsd_variant;
+
+typedef enum rlsd_repulsion {
+    RLSD_REPULSION_AUTO = 0,     /* features when the bundle has an extractor, else latent */
+    RLSD_REPULSION_FEATURES = 1, /* phi(D(z))                                              */
+    RLSD_REPULSION_LATENT = 2    /* z itself                                               */
+} rlsd_repulsion;
+
+/* The algorithm's parameters, in the symbols of the paper. */
+typedef struct rlsd_params {
+    size_t size;
+    int32_t variant;          /* rlsd_variant                                     [1]    */
+    int32_t steps;            /* K >= 2 timesteps, the last is not visited        [200]  */
+    double rho;               /* weight of ||x - D(z)||^2 in the step of x, >= 0  [0.07] */
+    double lambda;            /* weight of the score term, >= 0                   [0.15] */
+    double lr_x, lr_z;        /* Adam's learning rates, > 0                       [0.4, 0.8] */
+    double gamma;             /* strength of the repulsion, >= 0                  [0]    */
+    double repulsion_until;   /* share of the steps with repulsion, 0..1          [1]    */
+    int32_t repulsion;        /* rlsd_repulsion                                   [0]    */
+    double guidance;          /* classifier-free guidance scale, 1: off           [1]    */
+    double beta1, beta2;      /* Adam's decay rates, 0 <= beta < 1                [0.9, 0.99] */
+    double adam_eps;          /* Adam's epsilon, > 0                              [4e-8] */
+} rlsd_params;
+
+RLSD_API rlsd_status rlsd_params_init(rlsd_params *params, size_t size);
+
+typedef enum rlsd_dtype { RLSD_FLOAT32 = 1, RLSD_INT64 = 2 } rlsd_dtype;
+
+/* A named dense array: an operator's parameter, or an input or output of a graph. */
+typedef struct rlsd_tensor {
+    const char *name;
+    void *data;      /* only read where it is an input                     */
+    size_t count;    /* number of elements, checked against what is wanted */
+    int32_t dtype;   /* rlsd_dtype                                         */
+} rlsd_tensor;
+
+/* What to reconstruct. */
+typedef struct rlsd_request {
+    size_t size;
+    const char *op;            /* name of a forward operator of the bundle             */
+    const float *y;            /* the measurement, in the operator's measurement shape */
+    size_t y_count;
+    const rlsd_tensor *params; /* the operator's parameters of this item, any order    */
+    size_t param_count;
+    const float *context;      /* conditioning, as the bundle's; NULL: the null context */
+    size_t context_count;
+    int32_t particles;         /* N >= 1                                               */
+    uint64_t seed;             /* the random numbers depend on seed, item, particle    */
+    uint32_t item;             /*   and step, and on nothing else                      */
+    float *out;                /* [N, C, H, W]: the reconstructions; zeroed at submit  */
+    size_t out_count;
+    float *out_latents;        /* [N, latent shape]: the final z, or NULL              */
+    size_t out_latents_count;
+} rlsd_request;
+
+RLSD_API rlsd_status rlsd_request_init(rlsd_request *request, size_t size);
+
+/* Checks and queues one job. Nothing runs yet. params may be NULL for the defaults. */
+RLSD_API rlsd_status rlsd_submit(rlsd_engine *engine, const rlsd_params *params,
+                                 const rlsd_request *request, rlsd_job **out);
+
+/* Runs one tick: every particle in flight takes one step. *left (may be NULL) receives
+ * the number of jobs not yet done. Jobs may be submitted between ticks: they join the
+ * next one. An error other than RLSD_CANCELLED has ended the jobs it concerns; the rest
+ * go on with the next call. */
+RLSD_API rlsd_status rlsd_tick(rlsd_engine *engine, int64_t *left);
+
+/* Ticks until no job is left. Returns the first failed job's status (the others are
+ * finished all the same), RLSD_CANCELLED after rlsd_cancel. */
+RLSD_API rlsd_status rlsd_run(rlsd_engine *engine);
+
+/* Asks the engine to stop at once; from any thread. Jobs that are not done end with
+ * RLSD_CANCELLED and zeroed outputs; the engine can be used again. A request that finds
+ * nothing running takes effect at the next rlsd_tick or rlsd_run. */
+RLSD_API void rlsd_cancel(rlsd_engine *engine);
+
+typedef enum rlsd_job_state { RLSD_QUEUED = 1, RLSD_ACTIVE = 2, RLSD_DONE = 3 } rlsd_job_state;
+
+typedef struct rlsd_job_info {
+    size_t size;
+    int32_t state;         /* rlsd_job_state                                    */
+    int32_t status;        /* rlsd_status: why it ended, RLSD_OK while it runs  */
+    int32_t step, steps;   /* finished, and in all (K - 1)                      */
+    double seconds;        /* from its first tick to its last                   */
+    const char *message;   /* "" or one sentence; valid until the job is released */
+} rlsd_job_info;
+
+/* info->size must be set (sizeof *info). */
+RLSD_API rlsd_status rlsd_job_query(const rlsd_job *job, rlsd_job_info *info);
+
+/* Frees the handle; a job that is not done is dropped and its outputs are zeroed. NULL
+ * is fine. */
+RLSD_API void rlsd_job_release(rlsd_job *job);
+
+/* ------------------------------------------------------------------ tools */
+
+/* Runs one graph of the bundle on `count` samples: "denoiser", "decoder",
+ * "decoder_pull", "features", "features_pull", "encoder", "operator.NAME.forward",
+ * "operator.NAME.loss". Inputs and outputs are matched by name and hold `count` samples
+ * each; outputs that are not asked for are dropped. */
+RLSD_API rlsd_status rlsd_evaluate(rlsd_engine *engine, const char *graph, int64_t count,
+                                   const rlsd_tensor *inputs, size_t input_count,
+                                   const rlsd_tensor *outputs, size_t output_count);
+
+/* Standard normal numbers from Philox4x32-10, addressed and not streamed:
+ * out[e] depends on (seed, item, particle, stream, e) alone. Streams 0 .. 2^31-1 are the
+ * engine's steps; use RLSD_STREAM_USER + k for your own (measurement noise, say). */
+#define RLSD_STREAM_USER 0xC0000000u
+RLSD_API void rlsd_normal(uint64_t seed, uint32_t item, uint32_t particle, uint32_t stream,
+                          float *out, size_t count);
+
+/* Repulsion among N particles of one job (what the engine runs on the CPU), for tests
+ * and for users who bring their own loop. phi: [N, D]. g: [N, D] receives
+ * sum_j 2 k_ij (phi_i - phi_j) / h_i divided by sum_{j != i} k_ij. bandwidth: [N]
+ * receives h_i, or NULL. Where particles coincide the direction is drawn from
+ * (seed, item, particle, step). See engine/reference.py for the exact rule. */
+RLSD_API rlsd_status rlsd_repulsion_gradient(const float *phi, int64_t n, int64_t d, uint64_t seed,
+                                             uint32_t item, uint32_t step, float *g,
+                                             float *bandwidth);
+
+/* Where the time went since the engine was opened, summed over the worker threads. */
+typedef struct rlsd_stats {
+    size_t size;
+    int64_t ticks, particle_steps;
+    int64_t denoiser_runs, decoder_runs, decoder_pull_runs; /* samples that counted */
+    double denoiser, decoder, decoder_pull, features, operators; /* seconds in graphs */
+    double repulsion;  /* seconds in distances, kernel and gradient                  */
+    double elementwise;/* seconds in noise, Adam, checks                             */
+    double idle;       /* seconds that workers waited for each other                 */
+    double wall;       /* seconds inside rlsd_tick, not summed over threads          */
+} rlsd_stats;
+
+/* stats->size must be set (sizeof *stats). */
+RLSD_API rlsd_status rlsd_engine_stats(const rlsd_engine *engine, rlsd_stats *stats);
+
+/* ONNX Runtime's entry point for libraries of custom operators: lets any program that
+ * uses ONNX Runtime run our graphs (SessionOptions.register_custom_ops_library in
+ * Python). options: OrtSessionOptions *, api_base: const OrtApiBase *; returns
+ * OrtStatus *, NULL on success. */
+RLSD_API void *RegisterCustomOps(void *options, const void *api_base);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,274 @@
+#include "ort.h"
+
+#include "../include/rlsd.h"
+
+#include <dlfcn.h>
+
+#include <cstdlib>
+#include <memory>
+
+namespace rlsd::ort {
+namespace {
+
+// ONNX Runtime's numbers for what we ask of it.
+constexpr int log_errors = 3;           // ORT_LOGGING_LEVEL_ERROR: its warnings are no news to users
+constexpr int sequential_execution = 0; // ORT_SEQUENTIAL
+constexpr int all_optimizations = 99;   // ORT_ENABLE_ALL
+constexpr int device_allocator = 0;     // OrtDeviceAllocator
+constexpr int default_memory = 0;       // OrtMemTypeDefault
+constexpr const char *nowhere = "/dev/null/rlsd";  // cannot exist
+
+// A raw pointer of ONNX Runtime with the entry that releases it.
+template <class T> using Owned = std::unique_ptr<T, void (*)(T *)>;
+
+using GetApiBase = const OrtApiBase *();
+
+// The wheels of onnxruntime (1.32) carry capi/libonnxruntime.so.<version>, which exports
+// OrtGetApiBase; their Python extension module does not. The soname is libonnxruntime.so.1.
+void *load(const char *path) {
+    constexpr int flags = RTLD_NOW | RTLD_LOCAL;
+    if (path == nullptr || *path == '\0') path = std::getenv("RLSD_ONNXRUNTIME");
+    if (path != nullptr && *path != '\0') {
+        if (void *library = dlopen(path, flags)) return library;
+        const char *why = dlerror();
+        throw NoRuntime("cannot load ONNX Runtime: " + std::string(why != nullptr ? why : path));
+    }
+    for (const char *name : {"libonnxruntime.so.1", "libonnxruntime.so"})
+        if (void *library = dlopen(name, flags)) return library;
+    throw NoRuntime("cannot find ONNX Runtime: libonnxruntime.so.1 is not where the loader looks; give its path in "
+                    "the options or in RLSD_ONNXRUNTIME");
+}
+
+// The library stays loaded for the life of the process: it has threads, thread-local state and
+// the custom operators' domain, none of which survive unloading.
+const OrtApiBase *api_base(void *library) {
+    auto *entry = reinterpret_cast<GetApiBase *>(dlsym(library, "OrtGetApiBase"));
+    const OrtApiBase *base = entry != nullptr ? entry() : nullptr;
+    if (base == nullptr) throw NoRuntime("the library given as ONNX Runtime is not one: it has no OrtGetApiBase");
+    return base;
+}
+
+// An older library answers null, after a line on stderr that we cannot prevent.
+const OrtApi *api_table(const OrtApiBase *base) {
+    const OrtApi *table = base->get_api(api_version);
+    if (table == nullptr)
+        throw NoRuntime("ONNX Runtime " + std::string(base->get_version_string()) +
+                        " is too old: version 1." + std::to_string(api_version) + " or newer is needed");
+    return table;
+}
+
+Owned<OrtSessionOptions> session_options(const Runtime &runtime, std::span<const ExternalFile> external) {
+    const Api &api = runtime.api();
+    constexpr const char *doing = "cannot set session options";
+    OrtSessionOptions *raw = nullptr;
+    api.check(api.create_session_options(&raw), doing);
+    Owned<OrtSessionOptions> options(raw, api.release_session_options);
+    api.check(api.set_session_log_level(raw, log_errors), doing);
+    api.check(api.set_intra_op_threads(raw, 1), doing);
+    api.check(api.set_inter_op_threads(raw, 1), doing);
+    api.check(api.set_execution_mode(raw, sequential_execution), doing);
+    api.check(api.set_optimization_level(raw, all_optimizations), doing);
+    api.check(api.set_config(raw, "session.intra_op.allow_spinning", "0"), doing);
+    api.check(api.set_config(raw, "session.inter_op.allow_spinning", "0"), doing);
+    // A model that names a file which `external` lacks must not reach the file system (by default
+    // ONNX Runtime would look in the working directory).
+    api.check(api.set_config(raw, "session.model_external_initializers_file_folder_path", nowhere), doing);
+    api.check(static_cast<OrtStatus *>(RegisterCustomOps(raw, runtime.base())), "cannot register custom operators");
+
+    std::vector<const char *> names;
+    std::vector<char *> data;
+    std::vector<std::size_t> bytes;
+    for (const ExternalFile &file : external) {
+        names.push_back(file.name.c_str());
+        // ONNX Runtime takes a pointer to mutable bytes but only reads them.
+        data.push_back(const_cast<char *>(reinterpret_cast<const char *>(file.bytes.data())));
+        bytes.push_back(file.bytes.size());
+    }
+    if (!external.empty())
+        api.check(api.set_external_files(raw, names.data(), data.data(), bytes.data(), names.size()),
+                  "cannot hand over external weights");
+    return options;
+}
+
+void read_shape(const Api &api, const OrtShapeInfo *info, Type &type, std::vector<std::int64_t> &shape) {
+    int element = 0;
+    std::size_t rank = 0;
+    api.check(api.get_element_type(info, &element), "cannot read an element type");
+    api.check(api.get_rank(info, &rank), "cannot read a shape");
+    shape.resize(rank);
+    if (rank != 0) api.check(api.get_dimensions(info, shape.data(), rank), "cannot read a shape");
+    type = static_cast<Type>(element);
+}
+
+using CountEntry = OrtStatus *(*)(const OrtSession *, std::size_t *);
+using TypeEntry = OrtStatus *(*)(const OrtSession *, std::size_t, OrtTypeInfo **);
+using NameEntry = OrtStatus *(*)(const OrtSession *, std::size_t, OrtAllocator *, char **);
+
+TensorInfo read_tensor(const Api &api, const OrtSession *session, std::size_t index, TypeEntry type_of,
+                       NameEntry name_of) {
+    constexpr const char *doing = "cannot read a graph's inputs and outputs";
+    TensorInfo tensor;
+    OrtAllocator *allocator = nullptr;
+    char *name = nullptr;
+    api.check(api.default_allocator(&allocator), doing);
+    api.check(name_of(session, index, allocator, &name), doing);
+    tensor.name = name;
+    api.check(api.allocator_free(allocator, name), doing);
+
+    OrtTypeInfo *raw = nullptr;
+    api.check(type_of(session, index, &raw), doing);
+    const Owned<OrtTypeInfo> owner(raw, api.release_type_info);
+    const OrtShapeInfo *info = nullptr;  // belongs to raw
+    api.check(api.as_tensor_info(raw, &info), doing);
+    if (info == nullptr) throw OrtError("graph value " + tensor.name + " is not a tensor");
+    read_shape(api, info, tensor.type, tensor.shape);
+    return tensor;
+}
+
+std::vector<TensorInfo> read_tensors(const Api &api, const OrtSession *session, CountEntry count_of, TypeEntry type_of,
+                                     NameEntry name_of) {
+    std::size_t count = 0;
+    api.check(count_of(session, &count), "cannot count a graph's inputs and outputs");
+    std::vector<TensorInfo> tensors;
+    for (std::size_t i = 0; i < count; ++i) tensors.push_back(read_tensor(api, session, i, type_of, name_of));
+    return tensors;
+}
+
+}  // namespace
+
+const char *type_name(Type type) noexcept {
+    switch (type) {
+    case Type::float32: return "float32";
+    case Type::int32: return "int32";
+    case Type::int64: return "int64";
+    case Type::boolean: return "bool";
+    case Type::float16: return "float16";
+    case Type::float64: return "float64";
+    case Type::undefined: break;
+    }
+    return "of another type";
+}
+
+Api::Api(const OrtApi *table) noexcept {
+    const auto *entries = reinterpret_cast<void *const *>(table);
+#define RLSD_ORT_READ(index, name, result, arguments) name = reinterpret_cast<decltype(name)>(entries[index]);
+    RLSD_ORT_ENTRIES(RLSD_ORT_READ)
+#undef RLSD_ORT_READ
+}
+
+void Api::check(OrtStatus *status, const char *doing) const {
+    if (status == nullptr) return;
+    const Owned<OrtStatus> owner(status, release_status);
+    throw OrtError(std::string(doing) + ": " + get_error_message(status));
+}
+
+std::shared_ptr<const Runtime> Runtime::open(const char *path) {
+    const OrtApiBase *base = api_base(load(path));
+    return std::shared_ptr<const Runtime>(new Runtime(base, api_table(base)));
+}
+
+Runtime::Runtime(const OrtApiBase *base, const OrtApi *table)
+    : base_(base), api_(table), version_(base->get_version_string()) {
+    api_.check(api_.create_env(log_errors, "rlsd", &env_), "cannot start ONNX Runtime");
+    OrtStatus *status = api_.create_cpu_memory_info(device_allocator, default_memory, &cpu_);
+    if (status != nullptr) api_.release_env(env_);
+    api_.check(status, "cannot describe CPU memory");
+}
+
+Runtime::~Runtime() {
+    api_.release_memory_info(cpu_);
+    api_.release_env(env_);
+}
+
+Value::Value(const Runtime &runtime, void *data, std::size_t bytes, std::span<const std::int64_t> shape, Type type)
+    : api_(&runtime.api()) {
+    api_->check(api_->create_tensor_over(runtime.cpu(), data, bytes, shape.data(), shape.size(),
+                                         static_cast<int>(type), &value_),
+                "cannot make a tensor");
+}
+
+Value::Value(const Runtime &runtime, std::span<float> data, std::span<const std::int64_t> shape)
+    : Value(runtime, data.data(), data.size_bytes(), shape, Type::float32) {}
+
+Value::Value(const Runtime &runtime, std::span<std::int64_t> data, std::span<const std::int64_t> shape)
+    : Value(runtime, data.data(), data.size_bytes(), shape, Type::int64) {}
+
+Value &Value::operator=(Value &&other) noexcept {
+    if (this != &other) {
+        reset();
+        value_ = std::exchange(other.value_, nullptr);
+        api_ = other.api_;
+    }
+    return *this;
+}
+
+void Value::reset() noexcept {
+    if (value_ != nullptr) api_->release_value(std::exchange(value_, nullptr));
+}
+
+void *Value::raw_data() const {
+    void *data = nullptr;
+    api_->check(api_->tensor_data(value_, &data), "cannot read a tensor");
+    return data;
+}
+
+Type Value::type() const {
+    OrtShapeInfo *info = nullptr;
+    api_->check(api_->tensor_shape_info(value_, &info), "cannot read a tensor's type");
+    const Owned<OrtShapeInfo> owner(info, api_->release_shape_info);
+    int type = 0;
+    api_->check(api_->get_element_type(info, &type), "cannot read a tensor's type");
+    return static_cast<Type>(type);
+}
+
+std::vector<std::int64_t> Value::shape() const {
+    OrtShapeInfo *info = nullptr;
+    api_->check(api_->tensor_shape_info(value_, &info), "cannot read a tensor's shape");
+    const Owned<OrtShapeInfo> owner(info, api_->release_shape_info);
+    Type type;
+    std::vector<std::int64_t> shape;
+    read_shape(*api_, info, type, shape);
+    return shape;
+}
+
+std::size_t TensorInfo::count() const noexcept {
+    std::size_t count = 1;
+    for (const std::int64_t size : shape) count *= size > 0 ? static_cast<std::size_t>(size) : 0;
+    return count;
+}
+
+Session::Session(std::shared_ptr<const Runtime> runtime, std::span<const std::byte> model,
+                 std::span<const ExternalFile> external)
+    : runtime_(std::move(runtime)) {
+    const Api &api = runtime_->api();
+    const auto options = session_options(*runtime_, external);
+    OrtSession *raw = nullptr;
+    api.check(api.create_session_from_array(runtime_->env(), model.data(), model.size(), options.get(), &raw),
+              "cannot load a graph");
+    Owned<OrtSession> session(raw, api.release_session);
+    inputs_ = read_tensors(api, raw, api.session_input_count, api.session_input_type, api.session_input_name);
+    outputs_ = read_tensors(api, raw, api.session_output_count, api.session_output_type, api.session_output_name);
+    session_ = session.release();
+}
+
+Session::Session(Session &&other) noexcept
+    : runtime_(std::move(other.runtime_)), session_(std::exchange(other.session_, nullptr)),
+      inputs_(std::move(other.inputs_)), outputs_(std::move(other.outputs_)) {}
+
+Session::~Session() {
+    if (session_ != nullptr) runtime_->api().release_session(session_);
+}
+
+void Session::run(std::span<const char *const> input_names, std::span<const OrtValue *const> inputs,
+                  std::span<const char *const> output_names, std::span<OrtValue *> outputs) const {
+    if (input_names.size() != inputs.size() || output_names.size() != outputs.size())
+        throw OrtError("a graph was run with " + std::to_string(inputs.size()) + " inputs for " +
+                       std::to_string(input_names.size()) + " names and " + std::to_string(outputs.size()) +
+                       " outputs for " + std::to_string(output_names.size()) + " names");
+    const Api &api = runtime_->api();
+    api.check(api.run(session_, nullptr, input_names.data(), inputs.data(), inputs.size(), output_names.data(),
+                      outputs.size(), outputs.data()),
+              "a graph failed");
+}
+
+}  // namespace rlsd::ort

@@ -1,0 +1,81 @@
+"""Checks of exported graphs: ONNX Runtime's float32 result against the torch module in float64."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from rlsd.engine import library_path
+from rlsd.export.trace import plain_attention
+from torch import Tensor, nn
+
+LIMIT = 1e-4  # largest allowed ||got - want|| / ||want||
+
+
+class CheckError(RuntimeError):
+    """An exported graph does not compute what its module computes."""
+
+
+def float64(module: nn.Module) -> Callable[..., Tensor]:
+    """The module in float64, without gradients."""
+    precise = copy.deepcopy(module).double().eval()
+
+    def call(*args: Tensor) -> Tensor:
+        with torch.no_grad(), plain_attention():
+            return precise(*args)
+
+    return call
+
+
+def doubled(args: Sequence[Tensor]) -> list[Tensor]:
+    """Floating-point tensors as float64, others as they are."""
+    return [x.double() if x.is_floating_point() else x for x in args]
+
+
+def pulled_in_float64(
+    module: nn.Module, *args: Tensor, cotangent: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, the cotangent of the first argument by torch's autograd in float64, and the float32 cotangent of y used."""
+    precise = copy.deepcopy(module).double().eval().requires_grad_(False)
+    x, *rest = doubled(args)
+    x.requires_grad_(True)
+    with plain_attention():
+        y = precise(x, *rest)
+    if cotangent is None:
+        cotangent = torch.randn(y.shape)
+    if y.requires_grad:
+        (pulled,) = torch.autograd.grad(y, x, cotangent.double(), allow_unused=True)
+    else:
+        pulled = None
+    return y.detach(), torch.zeros_like(x) if pulled is None else pulled, cotangent
+
+
+def run(model: Path, inputs: Mapping[str, Tensor | np.ndarray]) -> dict[str, np.ndarray]:
+    """All outputs of the ONNX file, by name; inputs that it does not have are left out."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.register_custom_ops_library(str(library_path()))
+    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    wanted = {node.name for node in session.get_inputs()}
+    feed = {n: v.detach().numpy() if isinstance(v, Tensor) else v for n, v in inputs.items() if n in wanted}
+    names = [node.name for node in session.get_outputs()]
+    return dict(zip(names, session.run(names, feed)))
+
+
+def compare(graph: str, got: Mapping[str, np.ndarray], want: Mapping[str, Tensor]) -> float:
+    """The largest relative error over the outputs; raises CheckError above LIMIT."""
+    worst = 0.0
+    for name, value in want.items():
+        expected = value.numpy()
+        scale = float(np.linalg.norm(expected)) or 1.0
+        error = float(np.linalg.norm(got[name].astype(np.float64) - expected)) / scale
+        if not error <= LIMIT:
+            raise CheckError(
+                f"graph {graph}, output {name}: relative error {error:.2e} against float64, allowed {LIMIT}"
+            )
+        worst = max(worst, error)
+    return worst

@@ -1,0 +1,216 @@
+"""Packages torch modules as a bundle. Nothing here is specific to Stable Diffusion.
+
+Each pull-back is checked at export: run by ONNX Runtime and compared with torch's automatic differentiation of the
+original module in float64. An export whose relative error exceeds the limit fails; the figures go in the manifest.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from rlsd.export import check
+from rlsd.export.bundle import BundleWriter
+from rlsd.export.onnx_graph import to_onnx
+from rlsd.export.operators import default_parameters
+from rlsd.export.pullback import Split, split
+from rlsd.export.tabulate import tabulate
+from rlsd.export.trace import to_aten
+from torch import Tensor, nn
+
+VERSION = "0.1.0"
+
+
+@dataclass(frozen=True)
+class Networks:
+    """What a bundle is made of.
+
+    denoiser(z_t [B, *latent], t int64 [B]) or (z_t, t, context [B, *context]) -> noise, like z_t.
+    decoder(z [B, *latent]) -> image [B, *image] in [-1, 1]. encoder: the way back, optional.
+    features(image) -> phi [B, D], optional. operators: name -> module(x, **parameters) -> y; a module with
+    parameters has `parameters_of(image shape) -> {name: shape of one item's}`.
+    alphas_cumprod: [T], the table abar. null_context: [*context].
+    """
+
+    denoiser: nn.Module
+    decoder: nn.Module
+    alphas_cumprod: Tensor
+    latent: Sequence[int]
+    image: Sequence[int]
+    operators: Mapping[str, nn.Module]
+    encoder: nn.Module | None = None
+    features: nn.Module | None = None
+    null_context: Tensor | None = None
+    contexts: Mapping[str, Tensor] = field(default_factory=dict)
+    steps_offset: int = 1
+    info: Sequence[str] = ()
+
+
+def package(
+    networks: Networks,
+    path: Path | str,
+    *,
+    name: str,
+    batches: Sequence[int] = (1,),
+    precision: str = "fp32",
+    rewrites: Sequence[str] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Exports `networks` to a new bundle at `path` and returns it.
+
+    batches: every graph is made once for each of these numbers of samples; the engine chooses. precision "fp16"
+    rounds the weights to halves (the CPU computes in float32 all the same). rewrites: which of
+    rlsd.export.trace.REWRITES to apply, default all.
+    Raises check.CheckError when a graph does not agree with its module.
+    """
+    if precision not in ("fp32", "fp16"):
+        raise ValueError(f"precision {precision!r} is not allowed: fp32 or fp16")
+    if not batches or len(set(batches)) != len(batches) or not all(1 <= batch <= 1024 for batch in batches):
+        raise ValueError(f"batches {list(batches)} are not allowed: different numbers from 1 to 1024")
+    with BundleWriter(Path(path), name, f"rlsd {VERSION}", "cpu", precision, overwrite) as bundle:
+        write_facts(networks, bundle)
+        for batch in sorted(batches):
+            _Packer(networks, bundle, batch, precision, rewrites).pack()
+    return Path(path)
+
+
+def write_facts(networks: Networks, bundle: BundleWriter) -> None:
+    """All of the manifest that does not depend on the batch."""
+
+    def array(key: str, file: str, values: Tensor) -> None:
+        bundle.fact(key, file)
+        bundle.array(file, values.detach().numpy())
+
+    bundle.fact("latent", *networks.latent)
+    bundle.fact("image", *networks.image)
+    bundle.fact("timesteps", len(networks.alphas_cumprod))
+    bundle.fact("steps_offset", networks.steps_offset)
+    array("alphas_cumprod", "alphas_cumprod.f64", networks.alphas_cumprod.double())
+    if networks.null_context is not None:
+        bundle.fact("context", *networks.null_context.shape)
+        array("null_context", "null_context.f32", networks.null_context.float())
+    for label, context in networks.contexts.items():
+        bundle.fact("named_context", label, f"context.{label}.f32")
+        bundle.array(f"context.{label}.f32", context.detach().float().numpy())
+    if networks.features is not None:
+        with torch.no_grad():
+            phi = copy.deepcopy(networks.features).float()(torch.zeros(1, *networks.image))
+        bundle.fact("feature_dim", phi.shape[1])
+    for name, operator in networks.operators.items():
+        given = default_parameters(operator, networks.image, 1)
+        with torch.no_grad():
+            y = copy.deepcopy(operator).float()(torch.zeros(1, *networks.image), **given)
+        bundle.fact("operator", name, *y.shape[1:])
+        for word, value in given.items():
+            bundle.fact("operator_param", name, word, *value.shape[1:])
+    for line in networks.info:
+        bundle.fact("info", *line.split())
+
+
+class _Packer:
+    def __init__(
+        self, networks: Networks, bundle: BundleWriter, batch: int, precision: str, rewrites: Sequence[str] | None
+    ):
+        self.networks, self.bundle, self.batch = networks, bundle, batch
+        self.precision, self.rewrites = precision, rewrites
+        self.z = torch.randn(batch, *networks.latent)
+        self.x = torch.rand(batch, *networks.image) * 2 - 1
+
+    def pack(self) -> None:
+        networks = self.networks
+        inputs, names = [self.z, torch.arange(self.batch) % len(networks.alphas_cumprod)], ["z_t", "t"]
+        if networks.null_context is not None:
+            inputs.append(networks.null_context.float().expand(self.batch, *networks.null_context.shape))
+            names.append("context")
+        self._forward("denoiser", networks.denoiser, inputs, names, "eps")
+        self._with_pull("decoder", networks.decoder, self.z, "z", "image")
+        if networks.encoder is not None:
+            self._forward("encoder", networks.encoder, [self.x], ["image"], "z")
+        if networks.features is not None:
+            self._with_pull("features", networks.features, self.x, "image", "phi")
+        for name, operator in networks.operators.items():
+            self._operator(name, operator)
+
+    def _rounded(self, module: nn.Module) -> nn.Module:
+        """A float32 copy of the module, its weights first rounded to halves if that is the precision asked for."""
+        module = copy.deepcopy(module)
+        return module.half().float() if self.precision == "fp16" else module.float()
+
+    def _forward(self, name: str, module: nn.Module, args: Sequence[Tensor], names: Sequence[str], output: str) -> None:
+        module = self._rounded(module)
+        graph = to_aten(module, args, self.rewrites)
+        if "t" in names:
+            tabulate(graph, names.index("t"), len(self.networks.alphas_cumprod))
+        model = to_onnx(graph, args, names, [output])
+        want = check.float64(module)(*check.doubled(args))
+        self._add(name, model, dict(zip(names, args)), {output: want})
+
+    def _with_pull(self, name: str, module: nn.Module, x: Tensor, source: str, output: str) -> None:
+        module = self._rounded(module)
+        parts = split(to_aten(module, [x], self.rewrites), [x], [source])
+        model = to_onnx(parts.forward, [x], [source], [output, *parts.kept])
+        y, pulled, cotangent = check.pulled_in_float64(module, x)
+        kept = self._add(name, model, {source: x}, {output: y})
+        known = {source: x, **{n: torch.from_numpy(value) for n, value in kept.items()}}
+        given = {"cotangent": cotangent, **{n: known[n] for n in parts.pull_inputs}}
+        pull = to_onnx(parts.pull, list(given.values()), list(given), [f"{source}_cotangent"])
+        self._add(f"{name}_pull", pull, given, {f"{source}_cotangent": pulled})
+
+    def _operator(self, name: str, operator: nn.Module) -> None:
+        operator = copy.deepcopy(operator).float()
+        given = default_parameters(operator, self.networks.image, self.batch)
+        with torch.no_grad():
+            y = operator(self.x, **given)
+        args, names = [self.x, *given.values()], ["x", *given]
+        forward = to_onnx(to_aten(operator, args, self.rewrites), args, names, ["y"])
+        want = check.float64(operator)(*check.doubled(args))
+        self._add(f"operator.{name}.forward", forward, dict(zip(names, args)), {"y": want})
+
+        loss = DataLoss(operator)
+        measured = y + 0.1 * torch.randn_like(y)
+        args, names = [self.x, measured, *given.values()], ["x", "y", *given]
+        parts = split(to_aten(loss, args, self.rewrites), args, names)
+        whole = LossAndGradient(parts, names)
+        model = to_onnx(whole, args, names, ["loss", "grad"])
+        value, gradient, _ = check.pulled_in_float64(loss, *args, cotangent=torch.ones(self.batch))
+        self._add(f"operator.{name}.loss", model, dict(zip(names, args)), {"loss": value, "grad": gradient})
+
+    def _add(
+        self, name: str, model: ir.Model, inputs: Mapping[str, Tensor | np.ndarray], want: Mapping[str, Tensor]
+    ) -> dict[str, np.ndarray]:
+        """Adds the graph, checks it against what float64 gives, records the error, returns its outputs."""
+        got = check.run(self.bundle.graph(name, self.batch, model), inputs)
+        error = check.compare(name, got, want)
+        self.bundle.fact("check", name, self.batch, float(f"{error:.3g}"))
+        return got
+
+
+class DataLoss(nn.Module):
+    """(x, y, *parameters) -> [B]: half the mean squared residual of each particle."""
+
+    def __init__(self, operator: nn.Module):
+        super().__init__()
+        self.operator = operator
+
+    def forward(self, x: Tensor, y: Tensor, *parameters: Tensor) -> Tensor:
+        residual = y - self.operator(x, *parameters)
+        return 0.5 * residual.square().flatten(1).mean(1)
+
+
+class LossAndGradient(nn.Module):
+    """Both halves of a split loss as one graph: (x, y, *parameters) -> loss [B], gradient in x."""
+
+    def __init__(self, parts: Split, names: Sequence[str]):
+        super().__init__()
+        self.loss, self.pull = parts.forward, parts.pull
+        self.names, self.kept, self.sources = list(names), parts.kept, parts.pull_inputs
+
+    def forward(self, *args: Tensor) -> tuple[Tensor, Tensor]:
+        loss, *kept = self.loss(*args)
+        named = dict(zip(self.names, args)) | dict(zip(self.kept, kept))
+        return loss, self.pull(torch.ones_like(loss), *(named[source] for source in self.sources))[0]

@@ -1,0 +1,160 @@
+"""From a torch module to a small ATen graph, and the exact rewrites that every graph gets.
+
+All graphs have static shapes: one graph for each batch size. Each rewrite leaves the computed function as it
+is and can be left out by name, so that what it brings can be measured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from rlsd.export import ops
+from torch import Tensor, fx, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+aten = torch.ops.aten
+
+
+def to_aten(module: nn.Module, args: Sequence[Tensor], rewrites: Sequence[str] | None = None) -> fx.GraphModule:
+    """Captures `module(*args)` as an ATen graph with frozen weights, then applies `rewrites` (default: all)."""
+    module = module.eval().requires_grad_(False)
+    with plain_attention():
+        graph_module = torch.export.export(module, tuple(args), strict=False).module(check_guards=False)
+    for name in REWRITES if rewrites is None else rewrites:
+        REWRITES[name](graph_module)
+    graph_module.graph.eliminate_dead_code()
+    graph_module.recompile()
+    return graph_module
+
+
+@contextlib.contextmanager
+def plain_attention() -> Iterator[None]:
+    """Attention as matrix products and a softmax: the only form with a pull-back that ONNX can express."""
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+def fuse_group_norm(graph_module: fx.GraphModule) -> None:
+    """Makes each GroupNorm, with the SiLU behind it where there is one, a single node."""
+    for node in _calls(graph_module, aten.group_norm.default):
+        x, groups, weight, bias, epsilon = _arguments(node, None, None, None, None, 1e-5)
+        channels = x.meta["val"].shape[1]
+        weight = weight or _add_buffer(graph_module, node, "weight", torch.ones(channels))
+        bias = bias or _add_buffer(graph_module, node, "bias", torch.zeros(channels))
+        users = list(node.users)
+        silu = len(users) == 1 and users[0].target in (aten.silu.default, aten.silu_.default)
+        last = users[0] if silu else node
+        with graph_module.graph.inserting_after(last):
+            fused = graph_module.graph.call_function(
+                torch.ops.rlsd.group_norm.default, (x, weight, bias, groups, epsilon, silu)
+            )
+        with graph_module.graph.inserting_after(fused):
+            y = graph_module.graph.call_function(operator.getitem, (fused, 0))
+        last.replace_all_uses_with(y)
+
+
+def fold_upsampling(graph_module: fx.GraphModule) -> None:
+    """Nearest-neighbour upsampling by 2 and a 3x3 convolution: one 2x2 convolution at 4/9 of the work.
+
+    Each of the four phases of the output sees only 2x2 source pixels. The four 2x2 kernels are stacked along
+    the output channels; their results interleave to an image with a border of one pixel too many.
+    """
+    for node in _calls(graph_module, aten.conv2d.default):
+        upsampled, weight, bias, stride, padding, dilation, groups = _arguments(
+            node, None, None, None, [1, 1], [0, 0], [1, 1], 1
+        )
+        source = _source_of_doubling(upsampled)
+        kernel = _constant(graph_module, weight)
+        plain = (list(stride), list(padding), list(dilation), groups) == ([1, 1], [1, 1], [1, 1], 1)
+        if source is None or kernel is None or not plain or kernel.shape[-2:] != (3, 3):
+            continue
+        if len(upsampled.users) != 1:
+            continue
+        stacked = _add_buffer(graph_module, node, "phases_weight", phase_kernels(kernel))
+        offset = _constant(graph_module, bias) if bias is not None else None
+        shift = None if offset is None else _add_buffer(graph_module, node, "phases_bias", offset.repeat_interleave(4))
+        graph = graph_module.graph
+        with graph.inserting_before(node):
+            phases = graph.call_function(aten.conv2d.default, (source, stacked, shift, [1, 1], [1, 1]))
+            result = graph.call_function(torch.ops.rlsd.interleave.default, (phases,))
+        node.replace_all_uses_with(result)
+
+
+def phase_kernels(kernel: Tensor) -> Tensor:
+    """[O, I, 3, 3] -> [4 O, I, 2, 2], in the order that rlsd::interleave wants."""
+    odd = torch.stack([kernel[:, :, 0] + kernel[:, :, 1], kernel[:, :, 2]], 2)  # rows i, i+1
+    even = torch.stack([kernel[:, :, 0], kernel[:, :, 1] + kernel[:, :, 2]], 2)  # rows i-1, i
+    phases = [
+        torch.stack(pair, 3)
+        for rows in (odd, even)
+        for pair in (
+            [rows[..., 0] + rows[..., 1], rows[..., 2]],
+            [rows[..., 0], rows[..., 1] + rows[..., 2]],
+        )
+    ]
+    return torch.stack(phases, 1).reshape(4 * kernel.shape[0], kernel.shape[1], 2, 2)
+
+
+def expand_upsampling(graph_module: fx.GraphModule) -> None:
+    """Any other nearest-neighbour upsampling by a whole factor: an expand, whose pull-back is a plain sum."""
+    for node in _calls(graph_module, aten.upsample_nearest2d.vec):
+        x = node.args[0]
+        batch, channels, height, width = x.meta["val"].shape
+        up, across = node.meta["val"].shape[2] / height, node.meta["val"].shape[3] / width
+        if up != int(up) or across != int(across):
+            continue
+        up, across = int(up), int(across)
+        graph = graph_module.graph
+        with graph.inserting_before(node):
+            apart = graph.call_function(aten.reshape.default, (x, [batch, channels, height, 1, width, 1]))
+            wide = graph.call_function(aten.expand.default, (apart, [batch, channels, height, up, width, across]))
+            result = graph.call_function(aten.reshape.default, (wide, list(node.meta["val"].shape)))
+        node.replace_all_uses_with(result)
+
+
+REWRITES: dict[str, Callable[[fx.GraphModule], None]] = {
+    "group_norm": fuse_group_norm,
+    "upsampling": fold_upsampling,
+    "nearest": expand_upsampling,
+}
+
+
+def _calls(graph_module: fx.GraphModule, target: object) -> list[fx.Node]:
+    return [node for node in graph_module.graph.nodes if node.op == "call_function" and node.target == target]
+
+
+def _arguments(node: fx.Node, *defaults: object) -> list:
+    """The node's arguments in their order, with `defaults` where it leaves them out."""
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    given = dict(zip(names, node.args)) | dict(node.kwargs)
+    return [given.get(name, default) for name, default in zip(names, defaults)]
+
+
+def _source_of_doubling(node: fx.Node) -> fx.Node | None:
+    if node.target != aten.upsample_nearest2d.vec:
+        return None
+    source = node.args[0]
+    before, after = source.meta["val"].shape, node.meta["val"].shape
+    return source if tuple(after[2:]) == (2 * before[2], 2 * before[3]) else None
+
+
+def _constant(graph_module: fx.GraphModule, node: fx.Node) -> Tensor | None:
+    if node.op != "get_attr":
+        return None
+    value: object = graph_module
+    for part in str(node.target).split("."):
+        value = getattr(value, part)
+    return value.detach() if isinstance(value, Tensor) else None
+
+
+def _add_buffer(graph_module: fx.GraphModule, beside: fx.Node, name: str, value: Tensor) -> fx.Node:
+    unique = f"{name}_{beside.name}"
+    graph_module.register_buffer(unique, value.contiguous())
+    with graph_module.graph.inserting_before(beside):
+        return graph_module.graph.get_attr(unique)
+
+
+assert ops  # registers rlsd::group_norm

@@ -1,0 +1,1 @@
+"""Priors that ship with the package: weights, model cards and the scripts that made them."""
