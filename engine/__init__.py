@@ -1,2 +1,21 @@
-def library_path():
-    return "/work/main/engine/librlsd.so"
+"""Run time: RLSD reconstruction by the native engine. Needs numpy and an ONNX Runtime library, never torch."""
+
+from rlsd.engine.core import Engine, Job, OperatorInfo, Progress, Result
+from rlsd.engine.library import RlsdError, Status, find_onnxruntime, library_path, normal, repulsion, version
+from rlsd.engine.params import Params
+
+__all__ = [
+    "Engine",
+    "Job",
+    "OperatorInfo",
+    "Params",
+    "Progress",
+    "Result",
+    "RlsdError",
+    "Status",
+    "find_onnxruntime",
+    "library_path",
+    "normal",
+    "repulsion",
+    "version",
+]

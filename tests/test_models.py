@@ -11,16 +11,17 @@ from pathlib import Path
 import pytest
 from rlsd.models import fashion
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel  # noqa: E402
-from PIL import Image  # noqa: E402
-from rlsd.models.fashion import data, train  # noqa: E402
-from rlsd.models.fashion.classifier import Classifier  # noqa: E402
-from rlsd.models.fashion.evaluate import frechet, histogram_entropy, psnr  # noqa: E402
-from rlsd.models.fashion.loop import Recipe, batch_indices  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from PIL import Image
+from rlsd.models.fashion import data, train
+from rlsd.models.fashion.classifier import Classifier
+from rlsd.models.fashion.evaluate import frechet, histogram_entropy, psnr
+from rlsd.models.fashion.loop import Recipe, batch_indices
+from safetensors.torch import load_file
 
 CHECKPOINT = fashion.CHECKPOINT
 

@@ -118,9 +118,14 @@ def average_of(model: Module, path: Path) -> Module:
 
 
 @torch.no_grad()
-def encode_all(vae: Vae, images: Tensor, path: Path) -> tuple[Tensor, Tensor]:
-    """Posterior mean and std, fp16 [2N, 4, 8, 8] each: the images, then their mirror images. Cached at `path`."""
-    if path.exists():
+def encode_all(images: Tensor, work: Path) -> tuple[Tensor, Tensor]:
+    """Posterior mean and std, fp16 [2N, 4, 8, 8] each: the images, then their mirror images.
+
+    Cached in the work folder until the VAE there changes.
+    """
+    path, source = work / "latents.pt", work / "vae.pt"
+    vae = channels_last(average_of(build_vae(), source))
+    if path.exists() and path.stat().st_mtime >= source.stat().st_mtime:
         cached = torch.load(path, weights_only=True)
         return cached["mean"], cached["std"]
     means, stds = [], []
@@ -145,8 +150,7 @@ def scaling_of(mean: Tensor, std: Tensor) -> float:
 
 def train_unet(images: Tensor, labels: Tensor, work: Path, recipe: Recipe, stop_at: int | None = None) -> Prior:
     """Train the noise predictor on cached latents; leaves a usable snapshot in the work folder at every save."""
-    vae = channels_last(average_of(build_vae(), work / "vae.pt"))
-    mean, std = encode_all(vae, images, work / "latents.pt")
+    mean, std = encode_all(images, work)
     scale = scaling_of(mean, std)
     labels = labels.repeat(2)
     abar = build_scheduler().alphas_cumprod

@@ -1,0 +1,349 @@
+"""Engine, Job and Result: a thin view of rlsd.h for NumPy arrays."""
+
+from __future__ import annotations
+
+import ctypes as c
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from rlsd.engine import library as native
+from rlsd.engine.library import RlsdError, Status, check, library
+from rlsd.engine.params import REPULSIONS, VARIANTS, Params
+
+
+@dataclass(frozen=True)
+class OperatorInfo:
+    """A forward operator of a bundle: shape of an item's measurement y, and of each of its parameters."""
+
+    measurement_shape: tuple[int, ...]
+    params: dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One measurement to reconstruct.
+
+    y: the measurement, in the operator's measurement shape. operator: its name in the bundle. operator_params: this
+    item's parameters by name (a mask, a blur kernel). particles: N. The random numbers depend on seed, item, particle
+    and step alone. context: conditioning [L, C], None for the null context.
+    """
+
+    y: np.ndarray
+    operator: str
+    operator_params: Mapping[str, np.ndarray] = field(default_factory=dict)
+    particles: int = 4
+    seed: int = 0
+    item: int = 0
+    context: np.ndarray | None = None
+    params: Params = Params()
+
+
+@dataclass(frozen=True)
+class Result:
+    """particles: [N, C, H, W] float32, nominally in [-1, 1]. latents: [N, ...]. seconds: from first to last tick."""
+
+    particles: np.ndarray
+    latents: np.ndarray
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the engine has done in this run and what is left; see rlsd_progress in rlsd.h."""
+
+    jobs_queued: int
+    jobs_active: int
+    jobs_done: int
+    particle_steps: int
+    particle_steps_left: int
+    seconds: float
+
+
+class Handle:
+    """A submitted job. `result()` once it is done."""
+
+    def __init__(self, pointer: c.c_void_p, particles: np.ndarray, latents: np.ndarray):
+        self._pointer, self._particles, self._latents = pointer, particles, latents
+
+    def __del__(self) -> None:
+        if self._pointer:
+            library().rlsd_job_release(self._pointer)
+
+    def info(self) -> native.JobInfoStruct:
+        """state, status, step, steps, seconds, message."""
+        info = native.JobInfoStruct(size=c.sizeof(native.JobInfoStruct))
+        check(library().rlsd_job_query(self._pointer, info))
+        return info
+
+    def result(self) -> Result:
+        """Its particles; RlsdError when it failed, RuntimeError when it is not done."""
+        info = self.info()
+        if info.state != 3:
+            raise RuntimeError("the job is not done: run the engine first")
+        if info.status:
+            raise RlsdError(Status(info.status), info.message.decode(errors="replace"))
+        return Result(self._particles, self._latents, info.seconds)
+
+
+class Engine:
+    """An opened bundle. Use it from one thread at a time; only `cancel` may come from another.
+
+    bundle: the directory that `rlsd export` wrote. threads: 0 for one per processor. max_particles: in flight at
+    once, 0 for 256. onnxruntime: path of the library, default the installed wheel's. progress: called after each tick
+    of `run`; returning True stops. log: called with each message. Raises RlsdError.
+    """
+
+    def __init__(
+        self,
+        bundle: str | os.PathLike[str],
+        *,
+        threads: int = 0,
+        max_particles: int = 0,
+        onnxruntime: str | None = None,
+        progress: Callable[[Progress], bool | None] | None = None,
+        log: Callable[[str], None] | None = None,
+    ):
+        self._pointer = c.c_void_p()
+        self._raised: BaseException | None = None
+        options = native.OptionsStruct()
+        check(library().rlsd_engine_options_init(options, c.sizeof(options)))
+        runtime = onnxruntime or native.find_onnxruntime()
+        options.onnxruntime = os.fsencode(runtime) if runtime else None
+        options.threads, options.max_particles = threads, max_particles
+        self._callbacks = (native.PROGRESS(self._on_progress), native.LOG(self._on_log))
+        self._progress, self._log = progress, log
+        if progress:
+            options.progress = self._callbacks[0]
+        if log:
+            options.log = self._callbacks[1]
+        check(library().rlsd_engine_open(os.fsencode(bundle), options, self._pointer))
+        self.path = Path(bundle)
+        self._facts = self._read_facts()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Frees the engine; jobs that are not done are dropped."""
+        if self._pointer:
+            library().rlsd_engine_close(self._pointer)
+            self._pointer = c.c_void_p()
+
+    def __del__(self) -> None:
+        self.close()
+
+    # ------------------------------------------------------------ facts
+
+    def describe(self) -> dict[str, list[str]]:
+        """The manifest's facts and the engine's own: key -> the values of each line with that key."""
+        return self._facts
+
+    def _read_facts(self) -> dict[str, list[str]]:
+        facts: dict[str, list[str]] = {}
+        for line in library().rlsd_engine_describe(self._pointer).decode().splitlines():
+            key, _, value = line.partition(" ")
+            facts.setdefault(key, []).append(value)
+        return facts
+
+    def _shape(self, key: str) -> tuple[int, ...] | None:
+        return tuple(map(int, self._facts[key][0].split())) if key in self._facts else None
+
+    @property
+    def name(self) -> str:
+        return self._facts["name"][0]
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(C, H, W)."""
+        return self._shape("image") or ()
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """(C, H, W)."""
+        return self._shape("latent") or ()
+
+    @property
+    def context_shape(self) -> tuple[int, ...] | None:
+        """(L, C), None where the denoiser takes no context."""
+        return self._shape("context")
+
+    @property
+    def timesteps(self) -> int:
+        return int(self._facts["timesteps"][0])
+
+    @property
+    def feature_dim(self) -> int | None:
+        """Length of the features phi, None without an extractor."""
+        return int(self._facts["feature_dim"][0]) if "feature_dim" in self._facts else None
+
+    @property
+    def bytes_per_particle(self) -> int:
+        """Memory of a particle in flight beside its state: inputs, outputs and kept activations of the graphs."""
+        return int(self._facts["bytes_per_particle"][0])
+
+    @property
+    def operators(self) -> dict[str, OperatorInfo]:
+        """The bundle's forward operators, by name."""
+        params: dict[str, dict[str, tuple[int, ...]]] = {}
+        for line in self._facts.get("operator_param", []):
+            operator, name, *shape = line.split()
+            params.setdefault(operator, {})[name] = tuple(map(int, shape))
+        found = {}
+        for line in self._facts.get("operator", []):
+            name, *shape = line.split()
+            found[name] = OperatorInfo(tuple(map(int, shape)), params.get(name, {}))
+        return found
+
+    @property
+    def contexts(self) -> list[str]:
+        """Names of the bundle's own contexts (class names, say)."""
+        return [line.split()[0] for line in self._facts.get("named_context", [])]
+
+    def context(self, name: str) -> np.ndarray:
+        """A named context [L, C]; KeyError when the bundle has none of that name."""
+        for line in self._facts.get("named_context", []):
+            label, file = line.split()
+            if label == name and self.context_shape:
+                return np.fromfile(self.path / file, np.float32).reshape(self.context_shape)
+        raise KeyError(name)
+
+    # ------------------------------------------------------------ jobs
+
+    def submit(self, job: Job) -> Handle:
+        """Checks and queues a job; nothing runs yet."""
+        n, p = job.particles, job.params
+        params = native.ParamsStruct()
+        check(library().rlsd_params_init(params, c.sizeof(params)))
+        for each in fields(p):
+            value = getattr(p, each.name)
+            setattr(params, each.name, VARIANTS.get(value, REPULSIONS.get(value)) if isinstance(value, str) else value)
+        request = native.RequestStruct()
+        check(library().rlsd_request_init(request, c.sizeof(request)))
+        y = _floats(job.y)
+        tensors, keep = _tensors(job.operator_params)
+        particles = np.zeros((max(n, 0), *self.image_shape), np.float32)
+        latents = np.zeros((max(n, 0), *self.latent_shape), np.float32)
+        request.op, request.y, request.y_count = job.operator.encode(), y.ctypes.data, y.size
+        request.params, request.param_count = tensors, len(keep)
+        if job.context is not None:
+            context = _floats(job.context)
+            request.context, request.context_count = context.ctypes.data, context.size
+        request.particles, request.seed, request.item = n, job.seed, job.item
+        request.out, request.out_count = particles.ctypes.data, particles.size
+        request.out_latents, request.out_latents_count = latents.ctypes.data, latents.size
+        pointer = c.c_void_p()
+        check(library().rlsd_submit(self._pointer, params, request, pointer))
+        return Handle(pointer, particles, latents)
+
+    def tick(self) -> int:
+        """One step of every particle in flight; returns the number of jobs that are not done."""
+        left = c.c_int64()
+        check(library().rlsd_tick(self._pointer, left))
+        return left.value
+
+    def run(self) -> None:
+        """Ticks until no job is left. Raises RlsdError of the first job that failed, after finishing the others."""
+        self._raised = None
+        status = library().rlsd_run(self._pointer)
+        if self._raised is not None:
+            raise self._raised
+        check(status)
+
+    def cancel(self) -> None:
+        """Stops the run at once; from any thread."""
+        library().rlsd_cancel(self._pointer)
+
+    def reconstruct(self, jobs: Sequence[Job]) -> list[Result]:
+        """Submits all jobs, runs, and returns their results in the same order."""
+        handles = [self.submit(job) for job in jobs]
+        self.run()
+        return [handle.result() for handle in handles]
+
+    # ------------------------------------------------------------ tools
+
+    def evaluate(self, graph: str, outputs: Sequence[str], **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        """Runs one graph of the bundle: every array has the samples first. Returns the named outputs, flat per sample.
+
+        Outputs of known shape (eps, image, z, x, grad, y, phi) come back in that shape.
+        """
+        count = len(next(iter(inputs.values())))
+        given, keep = _tensors(inputs)
+        shapes = {name: self._output_shape(graph, name) for name in outputs}
+        found = {name: np.empty((count, *shape), np.float32) for name, shape in shapes.items()}
+        wanted, kept = _tensors(found)
+        check(library().rlsd_evaluate(self._pointer, graph.encode(), count, given, len(keep), wanted, len(kept)))
+        return found
+
+    def _output_shape(self, graph: str, name: str) -> tuple[int, ...]:
+        if name in ("eps", "z", "z_cotangent"):
+            return self.latent_shape
+        if name in ("image", "grad", "image_cotangent"):
+            return self.image_shape
+        if name == "phi" and self.feature_dim:
+            return (self.feature_dim,)
+        if name == "y":
+            return self.operators[graph.split(".")[1]].measurement_shape
+        if name == "loss":
+            return ()
+        raise ValueError(f"output {name!r} of graph {graph!r} has no known shape")
+
+    def measure(self, operator: str, x: np.ndarray, **params: np.ndarray) -> np.ndarray:
+        """f(x) for images x [n, C, H, W]; parameters have the samples first, or are one item's for all of them."""
+        if operator not in self.operators:
+            known = ", ".join(self.operators)
+            raise RlsdError(Status.INVALID_ARGUMENT, f"operator {operator!r} is not in the bundle: allowed is {known}")
+        shapes = self.operators[operator].params
+        each = {k: np.broadcast_to(v, (len(x), *shapes[k])) if k in shapes else v for k, v in params.items()}
+        return self.evaluate(f"operator.{operator}.forward", ["y"], x=x, **each)["y"]
+
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """phi of images [n, C, H, W]: [n, D]."""
+        return self.evaluate("features", ["phi"], image=images)["phi"]
+
+    def stats(self) -> dict[str, float]:
+        """Counts and seconds since the engine was opened; see rlsd_stats in rlsd.h."""
+        stats = native.StatsStruct(size=c.sizeof(native.StatsStruct))
+        check(library().rlsd_engine_stats(self._pointer, stats))
+        return {name: getattr(stats, name) for name, _ in native.StatsStruct._fields_[1:]}
+
+    # ------------------------------------------------------------ callbacks
+
+    def _on_progress(self, _user: int, pointer) -> int:  # type: ignore[no-untyped-def]
+        try:
+            values = pointer.contents
+            assert self._progress is not None
+            return int(bool(self._progress(Progress(**{f.name: getattr(values, f.name) for f in fields(Progress)}))))
+        except BaseException as error:
+            self._raised = error
+            return 1
+
+    def _on_log(self, _user: int, _level: int, message: bytes) -> None:
+        if self._log is not None:
+            self._log(message.decode(errors="replace"))
+
+
+def _floats(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array, np.float32)
+
+
+def _tensors(arrays: Mapping[str, np.ndarray]) -> tuple[c.Array, list[np.ndarray]]:
+    """The arrays as rlsd_tensor structs, and the contiguous copies that have to stay alive with them."""
+    keep = [
+        np.ascontiguousarray(a, np.int64) if np.issubdtype(np.asarray(a).dtype, np.integer) else _floats(a)
+        for a in arrays.values()
+    ]
+    structs = [
+        native.TensorStruct(name.encode(), a.ctypes.data, a.size, 2 if a.dtype == np.int64 else 1)
+        for name, a in zip(arrays, keep)
+    ]
+    return (native.TensorStruct * max(len(structs), 1))(*structs), keep

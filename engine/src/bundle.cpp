@@ -1,0 +1,131 @@
+#include "bundle.h"
+
+#include "contract.h"
+#include "error.h"
+#include "sha256.h"
+
+#include <cmath>
+#include <cstring>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+namespace rlsd {
+namespace {
+
+constexpr std::uint64_t largest_manifest = 1 << 20;
+
+struct Descriptor {
+    int number;
+    ~Descriptor() {
+        if (number >= 0) close(number);
+    }
+};
+
+[[noreturn]] void bad(const std::string &file, const std::string &what) {
+    throw Error(RLSD_BAD_BUNDLE, text("bundle file ", file, ": ", what));
+}
+
+}  // namespace
+
+Bytes read_file(const std::string &folder, const std::string &name, std::uint64_t limit) {
+    const Descriptor file{open((folder + "/" + name).c_str(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK)};
+    struct stat facts {};
+    if (file.number < 0) bad(name, text("cannot be opened: ", std::strerror(errno)));
+    if (fstat(file.number, &facts) != 0 || !S_ISREG(facts.st_mode)) bad(name, "is not a regular file");
+    const auto size = static_cast<std::uint64_t>(facts.st_size);
+    if (size > limit) bad(name, text("has ", size, " bytes, at most ", limit, " are allowed"));
+    Bytes bytes(size);
+    std::size_t at = 0;
+    while (at < size) {
+        const ssize_t got = read(file.number, bytes.data() + at, size - at);
+        if (got < 0 && errno == EINTR) continue;
+        if (got <= 0) bad(name, "cannot be read to its end");
+        at += static_cast<std::size_t>(got);
+    }
+    return bytes;
+}
+
+Bundle::Bundle(const std::string &folder, std::shared_ptr<const ort::Runtime> runtime) : runtime_(std::move(runtime)) {
+    const Bytes lines = read_file(folder, "manifest.txt", largest_manifest);
+    manifest_ = parse_manifest({reinterpret_cast<const char *>(lines.data()), lines.size()});
+    for (const auto &[name, facts] : manifest_.files) {
+        Bytes bytes = read_file(folder, name, facts.size);
+        if (bytes.size() != facts.size) bad(name, text("has ", bytes.size(), " bytes, the manifest says ", facts.size));
+        if (sha256_hex(bytes) != facts.sha256) bad(name, "was altered: its SHA-256 is not the manifest's");
+        files_[name] = std::move(bytes);
+    }
+    abar_ = array<double>(manifest_.alphas_cumprod, static_cast<std::size_t>(manifest_.timesteps));
+    for (const double value : abar_)
+        if (!(value > 0 && value <= 1)) bad(manifest_.alphas_cumprod, "has a value that is not in (0, 1]");
+    const auto context_size = static_cast<std::size_t>(count_of(manifest_.context));
+    if (!manifest_.context.empty()) null_context_ = array<float>(manifest_.null_context, context_size);
+    for (const auto &[name, file] : manifest_.contexts) contexts_[name] = array<float>(file, context_size);
+    find_batches();
+    for (const auto &[graph, by_batch] : manifest_.graphs)
+        if (graph.rfind("operator.", 0) != 0 && graph != "encoder")
+            for (const std::int64_t batch : batches_) session(graph, batch);
+}
+
+template <class T> std::vector<T> Bundle::array(const std::string &file, std::size_t count) {
+    const auto found = files_.find(file);
+    if (found == files_.end()) bad(file, "is named but has no 'file' line");
+    if (found->second.size() != count * sizeof(T))
+        bad(file, text("has ", found->second.size(), " bytes, ", count * sizeof(T), " are needed"));
+    std::vector<T> values(count);
+    std::memcpy(values.data(), found->second.data(), count * sizeof(T));
+    for (const T value : values)
+        if (!std::isfinite(value)) bad(file, "has a value that is not finite");
+    return values;
+}
+
+void Bundle::find_batches() {
+    const auto &reference = manifest_.graphs.at("denoiser");
+    for (const auto &[graph, by_batch] : manifest_.graphs)
+        for (const auto &[batch, file] : reference)
+            if (by_batch.count(batch) == 0 || by_batch.size() != reference.size())
+                throw Error(RLSD_BAD_BUNDLE, text("graph '", graph, "' is not there for the batches of 'denoiser'"));
+    for (const auto &[batch, file] : reference) batches_.push_back(batch);
+    for (const auto &op : manifest_.operators)
+        for (const char *kind : {".loss", ".forward"})
+            if (!has("operator." + op.name + kind))
+                throw Error(RLSD_BAD_BUNDLE, text("operator '", op.name, "' has no graph '", kind + 1, "'"));
+    if (has("features") != (manifest_.feature_dim != 0) || has("features") != has("features_pull"))
+        throw Error(RLSD_BAD_BUNDLE, "features, features_pull and feature_dim must be there together");
+}
+
+const std::vector<float> *Bundle::named_context(const std::string &name) const {
+    const auto found = contexts_.find(name);
+    return found == contexts_.end() ? nullptr : &found->second;
+}
+
+const OperatorInfo *Bundle::find_operator(const std::string &name) const {
+    for (const auto &op : manifest_.operators)
+        if (op.name == name) return &op;
+    return nullptr;
+}
+
+const ort::Session &Bundle::session(const std::string &graph, std::int64_t batch) {
+    const std::lock_guard lock(mutex_);
+    auto &made = sessions_[{graph, batch}];
+    if (made != nullptr) return *made;
+    const std::string &file = manifest_.graphs.at(graph).at(batch);
+    const auto model = files_.find(file);
+    if (model == files_.end()) bad(file, "is named but has no 'file' line");
+    std::vector<ort::ExternalFile> external;
+    if (!manifest_.weights.empty()) {
+        const auto weights = files_.find(manifest_.weights);
+        if (weights == files_.end()) bad(manifest_.weights, "is named but has no 'file' line");
+        external.push_back({manifest_.weights, weights->second});
+    }
+    try {
+        auto fresh = std::make_unique<const ort::Session>(runtime_, model->second, external);
+        check_contract(manifest_, graph, batch, *fresh);
+        made = std::move(fresh);
+    } catch (const ort::OrtError &error) {
+        throw Error(RLSD_BAD_BUNDLE, text("bundle file ", file, ": ONNX Runtime refuses it: ", error.what()));
+    }
+    return *made;
+}
+
+}  // namespace rlsd

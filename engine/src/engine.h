@@ -1,0 +1,62 @@
+// The scheduler: admits jobs, packs their particles into batches, and runs one tick after another.
+#pragma once
+
+#include "batch.h"
+#include "workers.h"
+
+#include <atomic>
+#include <deque>
+#include <list>
+#include <memory>
+#include <string>
+
+namespace rlsd {
+
+class Engine {
+  public:
+    Engine(const std::string &folder, const rlsd_engine_options &options);
+    ~Engine();
+
+    std::shared_ptr<Job> submit(const rlsd_params &params, const rlsd_request &request);
+    void tick();  // throws Error for the first job that failed, or RLSD_CANCELLED
+    void run();
+    void cancel() noexcept { cancelled_ = true; }
+    std::int64_t left() const;
+    void evaluate(const std::string &graph, std::int64_t count, std::span<const rlsd_tensor> inputs,
+                  std::span<const rlsd_tensor> outputs);
+    void stats(rlsd_stats &out) const;
+    const std::string &description() const noexcept { return description_; }
+    Bundle &bundle() noexcept { return *bundle_; }
+
+  private:
+    void describe();
+    void admit();
+    void pack();
+    void pack_operator(const OperatorInfo &op, std::vector<Lane> lanes);
+    void use(const OperatorInfo &op, std::int64_t size, std::vector<Lane> lanes);
+    void each(const std::vector<Batch *> &batches, void (Batch::*stage)());
+    void repel();
+    void collect();
+    void conclude();
+    void drop_all(rlsd_status why, const char *message);
+    bool report(double start, std::int64_t before) const;
+
+    rlsd_engine_options options_;
+    std::unique_ptr<Bundle> bundle_;
+    Workers workers_;
+    std::string description_;
+    std::deque<std::shared_ptr<Job>> queue_;
+    std::vector<std::shared_ptr<Job>> active_;
+    std::list<Batch> batches_;          // every batch ever made; `used_` are those of this packing
+    std::vector<Batch *> used_, early_, late_;
+    std::vector<RepulsionScratch> scratch_;
+    bool changed_ = false;              // the set of active particles: pack again
+    std::atomic<bool> cancelled_{false};
+    Times times_;
+    double wall_ = 0, idle_ = 0, parallel_ = 0;
+    std::int64_t ticks_ = 0, particle_steps_ = 0, jobs_done_ = 0;
+    rlsd_status failed_ = RLSD_OK;      // of the tick
+    std::string failure_;
+};
+
+}  // namespace rlsd

@@ -1,0 +1,163 @@
+#include "job.h"
+
+#include "error.h"
+#include "philox.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace rlsd {
+namespace {
+
+void require_finite(const float *values, std::size_t count, const char *what) {
+    for (std::size_t e = 0; e < count; ++e)
+        require(std::isfinite(values[e]), what, " has a value that is not finite at element ", e);
+}
+
+void require_count(std::size_t count, std::int64_t wanted, const char *what) {
+    require(count == static_cast<std::size_t>(wanted), what, " has ", count, " elements, ", wanted, " are needed");
+}
+
+// Reads a caller's array into `into`, checked.
+void take(const float *data, std::size_t count, std::int64_t wanted, const std::string &what, std::vector<float> &into) {
+    require(data != nullptr, what, " is NULL");
+    require_count(count, wanted, what.c_str());
+    require_finite(data, count, what.c_str());
+    into.assign(data, data + count);
+}
+
+void in_range(double value, double low, double high, const char *what) {
+    require(value >= low && value <= high, what, " is ", value, ", allowed is ", low, " to ", high);
+}
+
+}  // namespace
+
+void check_params(const Bundle &bundle, const rlsd_params &p, const rlsd_request &r) {
+    const Manifest &m = bundle.manifest();
+    require(p.variant == RLSD_AUGMENTED || p.variant == RLSD_NONAUGMENTED, "variant is ", p.variant,
+            ", allowed is 1 (rlsd) or 2 (rlsd-nonaug)");
+    require(p.steps >= 2 && p.steps <= m.timesteps, "steps is ", p.steps, ", allowed is 2 to ", m.timesteps);
+    in_range(p.rho, 0, 1e6, "rho");
+    in_range(p.lambda, 0, 1e6, "lambda");
+    in_range(p.gamma, 0, 1e9, "gamma");
+    in_range(p.lr_x, 1e-12, 1e3, "lr_x");
+    in_range(p.lr_z, 1e-12, 1e3, "lr_z");
+    in_range(p.repulsion_until, 0, 1, "repulsion_until");
+    in_range(p.guidance, -1e3, 1e3, "guidance");
+    in_range(p.beta1, 0, 1 - 1e-9, "beta1");
+    in_range(p.beta2, 0, 1 - 1e-9, "beta2");
+    in_range(p.adam_eps, 1e-30, 1, "adam_eps");
+    require(p.repulsion >= RLSD_REPULSION_AUTO && p.repulsion <= RLSD_REPULSION_LATENT, "repulsion is ", p.repulsion,
+            ", allowed is 0 (auto), 1 (features) or 2 (latent)");
+    require(p.repulsion != RLSD_REPULSION_FEATURES || bundle.has("features"), "repulsion is 'features', but bundle '",
+            m.name, "' has no feature extractor: allowed is 'latent'");
+    require(p.guidance == 1 || r.context != nullptr, "guidance is ", p.guidance, ", which needs a context; without one 1 is allowed");
+    require(r.particles >= 1 && r.particles <= 1000000, "particles is ", r.particles, ", allowed is 1 to 1000000");
+}
+
+void Variable::allocate(std::size_t particles, std::size_t each) {
+    size = each;
+    value.assign(particles * each, 0);
+    m.assign(particles * each, 0);
+    v.assign(particles * each, 0);
+}
+
+Job::Job(Bundle &from, const rlsd_params &p, const rlsd_request &r)
+    : bundle(&from), params(p), op(nullptr), particles(r.particles), seed(r.seed), item(r.item), out(r.out),
+      out_latents(r.out_latents) {
+    const Manifest &m = from.manifest();
+    require(r.op != nullptr, "op is NULL");
+    op = from.find_operator(r.op);
+    if (op == nullptr) {
+        std::string known;
+        for (const auto &each : m.operators) known += (known.empty() ? "" : ", ") + each.name;
+        require(false, "operator '", r.op, "' is not in bundle '", m.name, "': allowed is ", known);
+    }
+    check_params(from, p, r);
+    take(r.y, r.y_count, count_of(op->measurement), "y", y);
+    require(r.param_count == op->params.size(), "operator '", op->name, "' takes ", op->params.size(), " parameters, not ",
+            r.param_count);
+    for (const auto &[name, shape] : op->params) {
+        const auto named = [&name = name](const rlsd_tensor &t) { return t.name != nullptr && name == t.name; };
+        const auto *found = std::find_if(r.params, r.params + r.param_count, named);
+        require(found != r.params + r.param_count, "operator '", op->name, "' needs parameter '", name, "'");
+        require(found->dtype == RLSD_FLOAT32, "parameter '", name, "' has dtype ", found->dtype, ", allowed is 1 (float32)");
+        op_params.emplace_back();
+        take(static_cast<const float *>(found->data), found->count, count_of(shape), text("parameter '", name, "'"),
+             op_params.back());
+    }
+    if (r.context != nullptr) {
+        require(!m.context.empty(), "bundle '", m.name, "' takes no context");
+        take(r.context, r.context_count, count_of(m.context), "context", context);
+    } else {
+        context = from.null_context();
+    }
+    require(out != nullptr, "out is NULL");
+    require_count(r.out_count, particles * count_of(m.image), "out");
+    if (out_latents != nullptr) require_count(r.out_latents_count, particles * count_of(m.latent), "out_latents");
+    feature_repulsion = p.repulsion != RLSD_REPULSION_LATENT && from.has("features");
+    repulsion_dim = feature_repulsion ? m.feature_dim : count_of(m.latent);
+    std::memset(out, 0, r.out_count * sizeof(float));
+    if (out_latents != nullptr) std::memset(out_latents, 0, r.out_latents_count * sizeof(float));
+}
+
+void Job::start() {
+    const Manifest &m = bundle->manifest();
+    const auto n = static_cast<std::size_t>(particles);
+    z.allocate(n, static_cast<std::size_t>(count_of(m.latent)));
+    if (augmented()) x.allocate(n, static_cast<std::size_t>(count_of(m.image)));
+    if (params.gamma > 0 && particles > 1) {
+        if (feature_repulsion) phi.assign(n * static_cast<std::size_t>(repulsion_dim), 0);
+        repulsion.assign(n * static_cast<std::size_t>(repulsion_dim), 0);
+    }
+    for (std::int32_t i = 0; i < particles; ++i) {
+        normal(seed, item, static_cast<std::uint32_t>(i), stream_initial_z, z.of(i), z.size);
+        if (augmented()) normal(seed, item, static_cast<std::uint32_t>(i), stream_initial_x, x.of(i), x.size);
+    }
+    state = RLSD_ACTIVE;
+    set_step();
+}
+
+void Job::set_step() {
+    if (!stepping()) return;
+    const std::int64_t total = bundle->manifest().timesteps, ratio = total / params.steps;
+    const std::int64_t t = std::min((params.steps - 1 - step) * ratio + bundle->manifest().steps_offset, total - 1);
+    const double abar = bundle->abar()[static_cast<std::size_t>(t)];
+    const double score = params.lambda * std::sqrt((1 - abar) / abar) / double(z.size);
+    const bool repels = params.gamma > 0 && particles > 1 && step < params.repulsion_until * steps();
+    now = {t, static_cast<float>(std::sqrt(abar)), static_cast<float>(std::sqrt(1 - abar)), static_cast<float>(score),
+           repels ? static_cast<float>(score * params.gamma * std::sqrt(1 - abar)) : 0.0f};
+}
+
+Adam Job::adam(double rate, std::int32_t n) const {
+    return {static_cast<float>(params.beta1), static_cast<float>(params.beta2), static_cast<float>(rate),
+            static_cast<float>(params.adam_eps), static_cast<float>(1 / (1 - std::pow(params.beta1, n))),
+            static_cast<float>(1 / (1 - std::pow(params.beta2, n)))};
+}
+
+Crowd Job::crowd() const {
+    const float *features = feature_repulsion ? phi.data() : z.value.data();
+    Crowd crowd{features, particles, repulsion_dim, seed, item, static_cast<std::uint32_t>(step)};
+    crowd.scale = crowd_scale(features, particles, repulsion_dim);
+    return crowd;
+}
+
+void Job::fail(rlsd_status why, const std::string &what) {
+    if (done()) return;
+    const auto count = static_cast<std::size_t>(particles);
+    std::memset(out, 0, count * static_cast<std::size_t>(count_of(bundle->manifest().image)) * sizeof(float));
+    if (out_latents != nullptr)
+        std::memset(out_latents, 0, count * static_cast<std::size_t>(count_of(bundle->manifest().latent)) * sizeof(float));
+    status = why;
+    message = what;
+    finish();
+}
+
+void Job::finish() {
+    state = RLSD_DONE;
+    z = x = {};
+    phi = repulsion = {};
+}
+
+}  // namespace rlsd

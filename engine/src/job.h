@@ -1,0 +1,77 @@
+// One job: its parameters, its particles' state, and the coefficients of each of its steps.
+#pragma once
+
+#include "../include/rlsd.h"
+#include "bundle.h"
+#include "elementwise.h"
+#include "repulsion.h"
+
+#include <atomic>
+#include <string>
+#include <vector>
+
+namespace rlsd {
+
+// The state of one variable of all particles: value and Adam's moments, [N, size] each.
+struct Variable {
+    std::vector<float> value, m, v;
+    std::size_t size = 0;
+
+    void allocate(std::size_t particles, std::size_t each);
+    float *of(std::int64_t particle) { return value.data() + static_cast<std::size_t>(particle) * size; }
+};
+
+// The coefficients of one step k at its timestep t, computed in float64 and cast once.
+struct Step {
+    std::int64_t t;
+    float signal, noise;       // sqrt(abar), sqrt(1 - abar)
+    float score;               // lambda omega / M
+    float repulsion;           // score * gamma * sqrt(1 - abar), 0 when repulsion is off
+};
+
+struct Job {
+    Job(Bundle &bundle, const rlsd_params &params, const rlsd_request &request);
+
+    bool augmented() const { return params.variant == RLSD_AUGMENTED; }
+    std::int32_t steps() const { return params.steps - 1; }
+    bool stepping() const { return step < steps(); }  // else only the last decoder run is missing
+    bool repelled() const { return stepping() && now.repulsion != 0; }
+    bool in_features() const { return feature_repulsion; }
+    bool done() const { return state == RLSD_DONE; }
+
+    void start();                       // allocates and draws the initial particles
+    void set_step();                    // computes `now` for step `step`
+    Adam adam(double rate, std::int32_t n) const;
+    Crowd crowd() const;
+    void fail(rlsd_status why, const std::string &message);
+    void finish();                      // the outputs are written: frees the state
+    std::int64_t steps_left() const { return done() ? 0 : std::int64_t(particles) * (steps() - step); }
+
+    const Bundle *bundle;
+    rlsd_params params;
+    const OperatorInfo *op;
+    std::vector<float> y, context;      // context is empty where the bundle takes none
+    std::vector<std::vector<float>> op_params;  // in the order of op->params
+    std::int32_t particles;
+    std::uint64_t seed;
+    std::uint32_t item;
+    float *out, *out_latents;
+
+    Variable z, x;
+    std::vector<float> phi, repulsion;  // [N, D] in the space where particles repel each other
+    std::int64_t repulsion_dim = 0;
+    bool feature_repulsion = false;
+
+    std::int32_t state = RLSD_QUEUED, step = 0;
+    rlsd_status status = RLSD_OK;
+    std::string message;
+    Step now{};
+    double started = 0, seconds = 0;
+    bool dropped = false;               // its handle was released before it was done
+    std::atomic<std::int64_t> broken{-1};  // a particle that became non-finite in this tick
+};
+
+// Checks, throwing Error(RLSD_INVALID_ARGUMENT).
+void check_params(const Bundle &bundle, const rlsd_params &params, const rlsd_request &request);
+
+}  // namespace rlsd

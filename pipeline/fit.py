@@ -1,0 +1,145 @@
+"""Fits pictures, masks and measurements to a bundle's shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from rlsd.pipeline.errors import InputError
+from rlsd.pipeline.images import Picture, channels_first, kind_of, read_image, read_npy, scaled
+
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The bundle's image shape and the black border (left, top, right, bottom) that its prior was trained with."""
+
+    image: tuple[int, ...]
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+    @property
+    def content(self) -> tuple[int, int]:
+        """Height and width inside of the border."""
+        left, top, right, bottom = self.padding
+        return self.image[1] - top - bottom, self.image[2] - left - right
+
+    def crop(self, images: np.ndarray) -> np.ndarray:
+        """What lies inside of the border: [..., H, W] -> [..., content height, content width]."""
+        left, top, _, _ = self.padding
+        height, width = self.content
+        return images[..., top : top + height, left : left + width]
+
+    def pad(self, image: np.ndarray, value: float = -1.0) -> np.ndarray:
+        """The border added again, black unless said otherwise: [..., content] -> [..., H, W]."""
+        left, top, right, bottom = self.padding
+        edges = [(0, 0)] * (image.ndim - 2) + [(top, bottom), (left, right)]
+        return np.pad(image, edges, constant_values=value)
+
+
+def fit_image(picture: Picture, frame: Frame) -> Picture:
+    """The picture with the bundle's channels and size.
+
+    One of the bundle's own size stays as it is; one of the content's size gets its black border; any other is
+    resized (Lanczos) to fill the content, what overhangs being cut off equally on both sides.
+    """
+    notes = list(picture.notes)
+    image = to_channels(picture.values, frame.image[0], notes)
+    size, content = image.shape[1:], frame.content
+    if size == frame.image[1:]:
+        return Picture(image, tuple(notes))
+    if size != content:
+        image = resize_to_fill(image, content)
+        cut = " and cut" if size[0] * content[1] != size[1] * content[0] else ""
+        notes.append(f"resized{cut} from {size[1]}x{size[0]} to {content[1]}x{content[0]}")
+    if content != frame.image[1:]:
+        image = frame.pad(image)
+        notes.append(f"black border added to {frame.image[2]}x{frame.image[1]}")
+    return Picture(image, tuple(notes))
+
+
+def to_channels(image: np.ndarray, channels: int, notes: list[str]) -> np.ndarray:
+    """[1 or 3, H, W] -> [channels, H, W]: colour to gray by its luma, gray to colour by repeating it."""
+    if len(image) == channels:
+        return image
+    if channels == 1:
+        notes.append("colour turned to gray")
+        return np.tensordot(LUMA, image, 1)[None]
+    if len(image) == 1:
+        notes.append("gray repeated in each channel")
+        return np.repeat(image, channels, 0)
+    raise InputError(f"has {len(image)} channels; the bundle's images have {channels}")
+
+
+def resize_to_fill(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """[C, h, w] -> [C, *size] by Lanczos, of the largest centred part that has the wanted proportions."""
+    height, width = image.shape[1:]
+    scale = min(height / size[0], width / size[1])
+    half = (width - size[1] * scale) / 2, (height - size[0] * scale) / 2
+    box = (half[0], half[1], width - half[0], height - half[1])
+    planes = [Image.fromarray(np.ascontiguousarray(plane)) for plane in image]
+    resized = [plane.resize(size[::-1], Image.Resampling.LANCZOS, box=box) for plane in planes]
+    return np.clip(np.stack([np.asarray(plane) for plane in resized]), -1, 1)
+
+
+def read_measurement(path: Path, shape: Sequence[int], frame: Frame, pictorial: bool = True) -> np.ndarray:
+    """A measurement of `shape` from NPY (floating point: as it is) or, where it is `pictorial`, an image format.
+
+    8 and 16 bit values are scaled to [-1, 1]. One of the content's size gets the black border.
+    """
+    shape = tuple(shape)
+    is_npy = kind_of(path) == "NPY"
+    if not is_npy and (not pictorial or len(shape) != 3):
+        raise InputError(f"{path} is an image, which this measurement is not: give it as floating-point NPY")
+    try:
+        y = read_npy(path) if is_npy else to_channels(read_image(path).values, shape[0], [])
+        if is_npy and y.dtype.kind != "f":
+            y = scaled(y)
+        y = _shaped(y.astype(np.float32), shape, frame, border=-1.0)
+    except InputError as error:
+        raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+    if not np.isfinite(y).all():
+        raise InputError(f"{path} has values that are NaN or infinite; a measurement must be finite")
+    return y
+
+
+def read_parameter(path: Path, name: str, shape: Sequence[int], frame: Frame) -> np.ndarray:
+    """An operator's parameter of `shape` from NPY or an image: white is 1, black is 0; a kernel is made to sum to 1."""
+    shape = tuple(shape)
+    is_npy = kind_of(path) == "NPY"
+    try:
+        if is_npy:
+            value = read_npy(path).astype(np.float32)
+        else:
+            value = to_channels(read_image(path).values, 1, [])
+            value = (value >= 0).astype(np.float32) if name == "mask" else (value + 1) / 2
+            value = value / max(float(value.sum()), 1e-9) if name == "kernel" else value
+        value = _shaped(value, shape, frame, border=1.0)
+    except InputError as error:
+        raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+    if not np.isfinite(value).all():
+        raise InputError(f"{path} has values that are NaN or infinite; the parameter {name} must be finite")
+    if name == "mask" and is_npy and not np.isin(value, (0, 1)).all():
+        raise InputError(f"{path} has values other than 0 and 1; a mask is 1 where a pixel is observed, else 0")
+    if name == "kernel" and not (abs(value.sum() - 1) < 1e-3):
+        raise InputError(f"{path} sums to {value.sum():.4g}; a blur kernel must sum to 1")
+    return value
+
+
+def _shaped(values: np.ndarray, shape: tuple[int, ...], frame: Frame, border: float) -> np.ndarray:
+    """`values` in `shape`: as they are, as an image with its axes in another order, or with the border added."""
+    if values.shape == shape:
+        return values
+    if len(shape) == 3 and values.ndim in (2, 3):
+        image = channels_first(values)
+        if image.shape == shape:
+            return image
+        if shape[1:] == frame.image[1:] and image.shape == (shape[0], *frame.content):
+            return frame.pad(image, border)
+    if values.ndim == len(shape) + 1 and values.shape[1:] == shape and len(values) == 1:
+        return values[0]  # an image format gives a matrix one channel
+    given, wanted = (" x ".join(map(str, s)) for s in (values.shape, shape))
+    raise InputError(f"has the shape {given}; {wanted} is wanted")

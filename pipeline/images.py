@@ -1,0 +1,191 @@
+"""Reads images: PNG, JPEG, TIFF (8 and 16 bit, float) and NPY, told apart by their first bytes, not their names.
+
+Integers are scaled to [-1, 1]; floating-point numbers are taken as being there already.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from PIL import ExifTags, Image, ImageOps
+from rlsd.pipeline.errors import InputError
+
+MAX_PIXELS = 100_000_000
+_KINDS = (
+    (b"\x93NUMPY", "NPY"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"II+\0", "TIFF"),
+    (b"MM\0+", "TIFF"),
+)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """values: [C, H, W] float32 in [-1, 1], C is 1 or 3. notes: what was done that the file's owner may not expect."""
+
+    values: np.ndarray
+    notes: tuple[str, ...] = ()
+
+
+def read_image(path: Path) -> Picture:
+    """Reads one image. InputError when the file is missing, empty, damaged, of another format or not an image."""
+    kind = kind_of(path)
+    notes: list[str] = []
+    try:
+        if kind == "NPY":
+            array = read_npy(path)
+        elif kind == "TIFF":
+            array = _read_tiff(path, notes)
+        else:
+            array = _read_pillow(path, kind, notes)
+        return Picture(scaled(channels_first(array, notes)), tuple(notes))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def kind_of(path: Path) -> str:
+    """NPY, PNG, JPEG or TIFF. InputError when the file cannot be read or is none of these."""
+    try:
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; a file is wanted")
+        with open(path, "rb") as stream:
+            start = stream.read(8)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    if not start:
+        raise InputError(f"{path} is empty")
+    for magic, kind in _KINDS:
+        if start.startswith(magic):
+            return kind
+    raise InputError(f"{path} is not a PNG, JPEG, TIFF or NPY file")
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_npy(path: Path) -> np.ndarray:
+    """The array of an NPY file; never unpickles. InputError when it is damaged or not of numbers."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:
+        raise InputError(f"cannot be read as NPY ({_reason(error)})") from None
+    check_pixels(array.size)
+    if array.dtype.kind not in "fub" or array.dtype == np.uint32 or array.dtype == np.uint64:
+        raise InputError(f"has numbers of type {array.dtype}; allowed are bool, uint8, uint16 and floating point")
+    return np.array(array)
+
+
+def check_pixels(count: int) -> None:
+    """InputError for arrays that are empty or absurdly large."""
+    if not 0 < count <= MAX_PIXELS:
+        raise InputError(f"has {count} values; allowed are 1 to {MAX_PIXELS}")
+
+
+def _read_pillow(path: Path, kind: str, notes: list[str]) -> np.ndarray:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=[kind]) as image:
+                check_pixels(image.width * image.height)
+                image.load()
+                return _pillow_array(image, notes)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"cannot be read as {kind} ({_reason(error)})") from None
+
+
+def _pillow_array(image: Image.Image, notes: list[str]) -> np.ndarray:
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        notes.append("turned as its EXIF orientation says")
+    turned = ImageOps.exif_transpose(image)
+    if turned.mode.startswith("I"):
+        array = np.asarray(turned)
+        if array.min() < 0 or array.max() > 0xFFFF:
+            raise InputError(f"has values from {array.min()} to {array.max()}; allowed are 16 bits")
+        return array.astype(np.uint16)
+    if turned.mode == "F":
+        return np.asarray(turned)
+    transparent = "A" in turned.mode or "transparency" in turned.info
+    colour = turned.mode not in ("1", "L", "LA", "La")
+    mode = ("RGBA" if colour else "LA") if transparent else ("RGB" if colour else "L")
+    return np.asarray(turned.convert(mode))
+
+
+def _read_tiff(path: Path, notes: list[str]) -> np.ndarray:
+    try:
+        with tifffile.TiffFile(path) as file:
+            page = file.pages.first
+            check_pixels(page.size)
+            if len(file.pages) > 1:
+                notes.append(f"first of {len(file.pages)} pages")
+            if page.photometric.name not in ("MINISBLACK", "MINISWHITE", "RGB"):
+                raise InputError(f"photometric {page.photometric.name}")  # Pillow converts it
+            array = page.asarray()
+            if page.planarconfig == 2 and array.ndim == 3:
+                array = np.moveaxis(array, 0, -1)
+            if page.photometric.name == "MINISWHITE":
+                array = ~array if array.dtype == bool else np.iinfo(array.dtype).max - array
+            return array
+    except Exception as error:  # a compression or colour that tifffile cannot do alone: Pillow has its own decoders
+        try:
+            return _read_pillow(path, "TIFF", notes)
+        except InputError:
+            raise InputError(f"cannot be read as TIFF ({_reason(error)})") from None
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 160 else text[:157] + "..."
+
+
+def channels_first(array: np.ndarray, notes: list[str] | None = None) -> np.ndarray:
+    """H x W, H x W x C or C x H x W as [C, H, W], C being 1 or 3; a channel of transparency is laid on black."""
+    if array.ndim == 2:
+        return array[None]
+    if array.ndim == 3 and array.shape[2] in (1, 2, 3, 4):
+        array = np.moveaxis(array, 2, 0)
+    elif array.ndim != 3 or array.shape[0] not in (1, 2, 3, 4):
+        shape = " x ".join(map(str, array.shape))
+        raise InputError(f"has the shape {shape}; allowed are H x W, H x W x C and C x H x W with C from 1 to 4")
+    if len(array) in (1, 3):
+        return array
+    if notes is not None:
+        notes.append("transparency laid on black")
+    top = np.iinfo(array.dtype).max if array.dtype.kind == "u" else 1
+    if array.dtype.kind not in "u":
+        raise InputError("has a channel of transparency in floating point; allowed there are 1 or 3 channels")
+    laid = np.round(array[:-1] * (array[-1] / top))
+    return laid.astype(array.dtype)
+
+
+def scaled(array: np.ndarray) -> np.ndarray:
+    """Numbers of an image as float32 in [-1, 1]; floating-point ones must lie there (to 1e-3) and be finite."""
+    if array.dtype == bool:
+        return array.astype(np.float32) * 2 - 1
+    if array.dtype.kind == "u" and array.dtype.itemsize <= 2:
+        return (array / (np.iinfo(array.dtype).max / 2) - 1).astype(np.float32)
+    if array.dtype.kind != "f":
+        raise InputError(f"has numbers of type {array.dtype}; allowed are bool, uint8, uint16 and floating point")
+    if not np.isfinite(array).all():
+        raise InputError("has values that are NaN or infinite; an image must be finite")
+    low, high = float(array.min()), float(array.max())
+    if low < -1.001 or high > 1.001:
+        raise InputError(f"has floating-point values from {low:.4g} to {high:.4g}; they must lie in [-1, 1]")
+    return np.clip(array, -1, 1).astype(np.float32)
