@@ -9,7 +9,7 @@ from rlsd.engine import Engine, Job, Params  # noqa: E402
 from rlsd.export import package  # noqa: E402
 
 SEEDS, DEVIATION = 20, 0.15
-STEPS = 2000  # in 1000 steps of so small a rate some particles are still between two modes at the end
+STEPS = 3000  # in fewer steps of so small a rate some particles are still between two modes at the end
 
 
 @pytest.fixture(scope="module")
