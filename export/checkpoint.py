@@ -180,8 +180,9 @@ def load_contexts(checkpoint: Path, width: int) -> tuple[Tensor, dict[str, Tenso
     """The null context [L, C] and named ones: from a table of class embeddings, or the text encoder's empty prompt."""
     table = checkpoint / "context"
     if table.is_dir():
-        rows = load_file(table / "context.safetensors")["context"].float()
-        return rows[-1], dict(zip(read_json(table / "config.json")["classes"], rows))
+        rows, described = load_file(table / "context.safetensors")["context"].float(), read_json(table / "config.json")
+        named = dict(zip(described["names"], rows))
+        return named.pop(described["names"][described["null"]]), named
     if (checkpoint / "text_encoder").is_dir():
         from transformers import CLIPTextModel, CLIPTokenizer
 

@@ -96,6 +96,7 @@ def write_checkpoint(out: Path, vae: Vae, prior: Prior, classifier: Classifier) 
         "scheduler": ["diffusers", "DDIMScheduler"],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
+        "image_padding": [PAD] * 4,
     }
     (new / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     if out.exists():

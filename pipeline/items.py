@@ -1,0 +1,174 @@
+"""From files to items: one measurement each, with the truth behind it where that is known."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from rlsd.engine import Engine, Job, normal
+from rlsd.engine.library import STREAM_USER
+from rlsd.pipeline.errors import InputError
+from rlsd.pipeline.fit import Frame, fit_image, read_measurement, read_parameter
+from rlsd.pipeline.images import read_image, sha256
+from rlsd.pipeline.settings import Settings
+from rlsd.pipeline.tasks import Task
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file to work on. index addresses the item's random numbers; name is its folder in the output."""
+
+    path: Path
+    index: int
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """One measurement y and what it takes to reconstruct from it. truth: the clean image [C, H, W], if known."""
+
+    index: int
+    name: str
+    task: Task
+    settings: Settings
+    y: np.ndarray
+    operator_params: Mapping[str, np.ndarray] = field(default_factory=dict)
+    truth: np.ndarray | None = None
+    context: np.ndarray | None = None
+    source: Path | None = None
+    digest: str | None = None
+    notes: tuple[str, ...] = ()
+
+    def job(self) -> Job:
+        """The item as the engine takes it."""
+        return Job(
+            y=self.y,
+            operator=self.task.operator,
+            operator_params=self.operator_params,
+            particles=self.settings.particles,
+            seed=self.settings.seed,
+            item=self.index,
+            context=self.context,
+            params=self.settings.params,
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A task with its settings, applied to sources. given: the operator's parameters as files, by name."""
+
+    task: Task
+    settings: Settings
+    sources: Sequence[Source]
+    measured: bool = False
+    given: Mapping[str, Sequence[Path]] = field(default_factory=dict)
+
+    def particle_steps(self) -> int:
+        """All the work that the plan asks for."""
+        return len(self.sources) * self.settings.particles * (self.settings.params.steps - 1)
+
+
+def frame_of(engine: Engine) -> Frame:
+    """The bundle's image shape and padding (its fact `info image_padding L T R B`, none without)."""
+    for line in engine.describe().get("info", []):
+        key, *values = line.split()
+        if key == "image_padding":
+            left, top, right, bottom = map(int, values)
+            return Frame(engine.image_shape, (left, top, right, bottom))
+    return Frame(engine.image_shape)
+
+
+def context_of(engine: Engine, label: str | None) -> np.ndarray | None:
+    """The named context, None for None. InputError when the bundle has none of that name."""
+    if label is None:
+        return None
+    if label not in engine.contexts:
+        known = ", ".join(engine.contexts)
+        raise InputError(f"class {label!r} is not known to {engine.name}: " + (f"it has {known}" if known else "none is"))
+    return engine.context(label)
+
+
+def name_sources(paths: Sequence[Path]) -> list[Source]:
+    """The files in their order, named after their stems; a stem met before gets a number."""
+    sources: list[Source] = []
+    taken: set[str] = set()
+    for index, path in enumerate(paths):
+        stem = re.sub(r"[^\w.-]+", "-", path.stem).strip(".-") or "item"
+        name, count = stem, 1
+        while name.lower() in taken:
+            count += 1
+            name = f"{stem}-{count}"
+        taken.add(name.lower())
+        sources.append(Source(path, index, name))
+    return sources
+
+
+def check_plan(engine: Engine, plan: Plan) -> None:
+    """Reads every file of the plan once, keeping nothing, so that what is wrong shows before any work is done."""
+    shapes = engine.operators[plan.task.operator].params
+    for name, files in plan.given.items():
+        if name not in shapes:
+            allowed = ", ".join(shapes) or "none"
+            raise InputError(f"parameter {name!r} is not one of the operator {plan.task.operator}: allowed is {allowed}")
+        if len(files) not in (1, len(plan.sources)):
+            raise InputError(f"parameter {name} has {len(files)} files for {len(plan.sources)} inputs; give one or each")
+    for source in plan.sources:
+        read_source(engine, plan, source)
+
+
+def load_items(engine: Engine, plan: Plan) -> Iterator[Item]:
+    """The plan's items one after another: files read, measurements simulated unless they were measured."""
+    context = context_of(engine, plan.settings.label)
+    for source in plan.sources:
+        image, params, notes = read_source(engine, plan, source)
+        truth = None if plan.measured else image
+        y = image if plan.measured else simulate(engine, plan.task, image, params, plan.settings, source.index)
+        yield Item(
+            index=source.index,
+            name=source.name,
+            task=plan.task,
+            settings=plan.settings,
+            y=observed(y, params),
+            operator_params=params,
+            truth=truth,
+            context=context,
+            source=source.path,
+            digest=sha256(source.path),
+            notes=notes,
+        )
+
+
+def read_source(engine: Engine, plan: Plan, source: Source) -> tuple[np.ndarray, dict[str, np.ndarray], tuple[str, ...]]:
+    """One source's image (or measurement), its operator's parameters, and notes. InputError."""
+    frame, operator = frame_of(engine), engine.operators[plan.task.operator]
+    given = {
+        name: read_parameter(files[source.index if len(files) > 1 else 0], name, operator.params[name], frame)
+        for name, files in plan.given.items()
+    }
+    params = plan.task.parameters(operator.params, plan.settings.seed, source.index, given, plan.measured)
+    if plan.measured:
+        y = read_measurement(source.path, operator.measurement_shape, frame, plan.task.pictorial)
+        return y, params, ()
+    try:
+        picture = fit_image(read_image(source.path), frame)
+    except InputError as error:
+        raise InputError(str(error) if str(source.path) in str(error) else f"{source.path}: {error}") from None
+    return picture.values, params, picture.notes
+
+
+def simulate(
+    engine: Engine, task: Task, image: np.ndarray, params: Mapping[str, np.ndarray], settings: Settings, index: int
+) -> np.ndarray:
+    """y = f(image) + sigma * noise, drawn once an item from the engine's own generator."""
+    y = engine.measure(task.operator, image[None], **{name: value[None] for name, value in params.items()})[0]
+    noise = normal(settings.seed, index, 0, STREAM_USER, y.size).reshape(y.shape)
+    return (y + settings.sigma * noise).astype(np.float32)
+
+
+def observed(y: np.ndarray, params: Mapping[str, np.ndarray]) -> np.ndarray:
+    """y with 0 where a mask says that nothing was observed: whatever stands there is no measurement."""
+    mask = params.get("mask")
+    return y if mask is None or mask.shape[1:] != y.shape[1:] else y * mask

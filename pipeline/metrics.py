@@ -1,0 +1,63 @@
+"""How good and how diverse reconstructions are. Images are [..., C, H, W] in [-1, 1], clipped to it first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+DATA_RANGE = 2.0
+SSIM_SIGMA, SSIM_WINDOW = 1.5, 11
+
+
+def psnr(image: np.ndarray, truth: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB; infinite for equal images."""
+    error = np.mean((_clipped(image) - _clipped(truth)) ** 2)
+    return float(10 * np.log10(DATA_RANGE**2 / error)) if error > 0 else float("inf")
+
+
+def ssim(image: np.ndarray, truth: np.ndarray) -> float | None:
+    """Structural similarity (Wang et al., 2004: Gaussian window of 11, sigma 1.5); None for images below 11 pixels."""
+    if min(image.shape[-2:]) < SSIM_WINDOW:
+        return None
+    from skimage.metrics import structural_similarity  # slow to import
+
+    value = structural_similarity(
+        _clipped(image),
+        _clipped(truth),
+        channel_axis=0,
+        data_range=DATA_RANGE,
+        gaussian_weights=True,
+        sigma=SSIM_SIGMA,
+        use_sample_covariance=False,
+    )
+    return float(value)
+
+
+def cosine_similarity(features: np.ndarray) -> float | None:
+    """Mean cosine similarity over the pairs of particles' features [N, D]: lower is more diverse. None for one."""
+    n = len(features)
+    if n < 2:
+        return None
+    unit = features.astype(np.float64)
+    unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
+    return float(((unit.sum(0) ** 2).sum() - n) / (n * (n - 1)))
+
+
+def deviation(particles: np.ndarray) -> np.ndarray:
+    """Standard deviation over the particles [N, C, H, W] of each pixel, root mean square over channels: [H, W]."""
+    return np.sqrt(particles.astype(np.float64).var(axis=0).mean(axis=0))
+
+
+def residual(y: np.ndarray, predicted: np.ndarray, params: Mapping[str, np.ndarray]) -> np.ndarray:
+    """sqrt(mean (y - f(x))^2) of each particle, y [...] and f(x) [N, ...]; over the observed part where there is a mask."""
+    squared = (predicted.astype(np.float64) - y) ** 2
+    mask = params.get("mask")
+    if mask is not None and mask.shape[1:] == y.shape[1:]:
+        weight = np.broadcast_to(mask, y.shape)
+        return np.sqrt((squared * weight).reshape(len(squared), -1).sum(1) / max(weight.sum(), 1))
+    return np.sqrt(squared.reshape(len(squared), -1).mean(1))
+
+
+def _clipped(image: np.ndarray) -> np.ndarray:
+    return np.clip(image.astype(np.float64), -1, 1)

@@ -1,0 +1,78 @@
+"""report.json: everything that was asked, with what, on which machine, how long it took and what came out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+from rlsd.engine import Engine
+from rlsd.pipeline.images import sha256
+from rlsd.pipeline.items import Plan, frame_of
+from rlsd.pipeline.machine import machine, versions
+
+PHASES = ("denoiser", "decoder", "decoder_pull", "features", "operators", "repulsion", "elementwise", "idle")
+
+
+def build_report(
+    engine: Engine,
+    plans: Sequence[Plan],
+    records: Sequence[Mapping[str, Any]],
+    failed: Sequence[Mapping[str, str]],
+    seconds: float,
+) -> dict[str, Any]:
+    """The whole report as plain values. records: the items' (record.record); seconds: the run's wall time."""
+    facts, frame = engine.describe(), frame_of(engine)
+    return {
+        "format": "rlsd-report 1",
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "machine": machine(),
+        "bundle": {
+            "name": engine.name,
+            "path": str(engine.path.resolve()),
+            "manifest_sha256": sha256(engine.path / "manifest.txt"),
+            "image": list(engine.image_shape),
+            "content": list(frame.content),
+            "latent": list(engine.latent_shape),
+            "precision": (facts.get("precision") or [""])[0],
+        },
+        "tasks": [plan_facts(plan) for plan in plans],
+        "time": times(engine, seconds),
+        "items": sorted(records, key=lambda record: (str(record["task"]), int(record["item"]))),
+        "failed": list(failed),
+    }
+
+
+def plan_facts(plan: Plan) -> dict[str, Any]:
+    """One task with all its settings."""
+    return {
+        "task": plan.task.name,
+        "summary": plan.task.summary,
+        "operator": plan.task.operator,
+        "measured": plan.measured,
+        "parameter_files": {
+            name: [{"path": str(path), "sha256": sha256(path)} for path in paths] for name, paths in plan.given.items()
+        },
+        **plan.settings.facts(),
+    }
+
+
+def times(engine: Engine, seconds: float) -> dict[str, Any]:
+    """Wall time, rate, and the seconds of each phase summed over the engine's threads."""
+    stats = engine.stats()
+    wall = float(stats["wall"])
+    return {
+        "seconds": round(seconds, 3),
+        "engine_seconds": round(wall, 3),
+        "threads": int((engine.describe().get("threads") or ["0"])[0]),
+        "particle_steps": int(stats["particle_steps"]),
+        "particle_steps_per_second": round(stats["particle_steps"] / wall, 1) if wall > 0 else None,
+        "thread_seconds": {phase: round(float(stats[phase]), 3) for phase in PHASES},
+    }
+
+
+def to_json(report: Mapping[str, Any]) -> str:
+    """The report as strict JSON (no NaN)."""
+    return json.dumps(report, indent=1, allow_nan=False) + "\n"

@@ -1,0 +1,61 @@
+"""Runs plans into an output folder: check everything, reconstruct, write each item as it finishes, report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rlsd.engine import Engine
+from rlsd.pipeline.errors import InputError
+from rlsd.pipeline.html import to_html
+from rlsd.pipeline.items import Plan, check_plan, context_of, frame_of, load_items
+from rlsd.pipeline.output import OutputFolder
+from rlsd.pipeline.progress import progress
+from rlsd.pipeline.reconstruct import reconstruct_items
+from rlsd.pipeline.record import measure_outcome, record, write_item
+from rlsd.pipeline.report import build_report, to_json
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The report that was written, and where the page is."""
+
+    report: dict[str, Any]
+    page: Path
+
+
+def run_plans(engine: Engine, plans: Sequence[Plan], out: Path, *, overwrite: bool, console: Console) -> Finished:
+    """Reconstructs all sources of all plans into `out`; progress goes to `console`.
+
+    Nothing is written before every input has been read once and found good. Raises InputError, RlsdError, OSError.
+    """
+    names = [source.name for plan in plans for source in plan.sources]
+    if not names:
+        raise InputError("no input is given: name at least one file")
+    folder = OutputFolder(out, names, overwrite=overwrite)
+    folder.check()
+    for plan in plans:
+        context_of(engine, plan.settings.label)
+        check_plan(engine, plan)
+    start, frame = time.monotonic(), frame_of(engine)
+    records: list[dict[str, Any]] = []
+    failed: list[dict[str, str]] = []
+    with folder, progress(sum(plan.particle_steps() for plan in plans), console) as report:
+        items = chain.from_iterable(load_items(engine, plan) for plan in plans)
+        for outcome in reconstruct_items(engine, items, report=report):
+            if outcome.error is not None:
+                failed.append({"name": outcome.item.name, "error": outcome.error})
+                continue
+            figures = measure_outcome(engine, outcome, frame)
+            with folder.item(outcome.item.name) as path:
+                write_item(path, outcome, figures, frame)
+            records.append(record(outcome.item, figures))
+        content = build_report(engine, plans, records, failed, time.monotonic() - start)
+        folder.file("report.json", to_json(content))
+        page = folder.file("report.html", to_html(content))
+    return Finished(content, page)

@@ -1,0 +1,147 @@
+"""Tables for people: machine, bundle, tasks, results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rlsd.engine import Engine
+from rlsd.pipeline.items import frame_of
+from rlsd.pipeline.machine import libraries, machine, versions
+from rlsd.pipeline.model import shipped
+from rlsd.pipeline.presets import FAMILIES, family_of
+from rlsd.pipeline.tasks import TASKS
+
+
+def facts(title: str, values: Mapping[str, str]) -> Table:
+    """A table of names and values."""
+    table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for name, value in values.items():
+        table.add_row(name, value)
+    return table
+
+
+def show_machine(console: Console) -> None:
+    """This machine, versions, libraries, shipped priors."""
+    priors = {name: str(path) for name, path in shipped().items()} or {"none": "built by `make bundle`"}
+    for title, values in (
+        ("Machine", machine()),
+        ("Versions", versions()),
+        ("Libraries", libraries()),
+        ("Shipped priors", priors),
+    ):
+        console.print(facts(title, values))
+        console.print()
+
+
+def show_bundle(engine: Engine, console: Console) -> None:
+    """An opened bundle: shapes, operators, graphs with their sizes and checks."""
+    described = engine.describe()
+    console.print(facts(f"Bundle {engine.name}", bundle_facts(engine, described)))
+    console.print()
+    table = Table("operator", "measurement", "parameters", "tasks", title="Operators", title_justify="left")
+    for name, operator in engine.operators.items():
+        parameters = ", ".join(f"{key} {shape(value)}" for key, value in operator.params.items())
+        tasks = ", ".join(task.name for task in TASKS.values() if task.operator == name)
+        table.add_row(name, shape(operator.measurement_shape), parameters, tasks)
+    console.print(table)
+    console.print(graph_table(described))
+    console.print("Every file has the size and SHA-256 that the manifest says.", style="dim")
+
+
+def bundle_facts(engine: Engine, described: Mapping[str, list[str]]) -> dict[str, str]:
+    """What the bundle holds, in words."""
+    frame = frame_of(engine)
+    sizes = [int(line.split()[1]) for line in described.get("file", [])]
+    values = {
+        "folder": str(Path(engine.path).resolve()),
+        "made by": first(described, "producer"),
+        "target": f"{first(described, 'target')}, {first(described, 'precision')}",
+        "image": f"{shape(engine.image_shape)}, of which {frame.content[0]} x {frame.content[1]} are content"
+        if frame.content != engine.image_shape[1:]
+        else shape(engine.image_shape),
+        "latent": shape(engine.latent_shape),
+        "timesteps": str(engine.timesteps),
+        "context": shape(engine.context_shape) if engine.context_shape else "none",
+        "classes": ", ".join(engine.contexts) or "none",
+        "features": f"{engine.feature_dim} values" if engine.feature_dim else "none: repulsion acts on latents",
+        "size on disk": f"{sum(sizes) / 2**20:.1f} MiB in {len(sizes)} files",
+        "memory a particle": f"{engine.bytes_per_particle / 2**20:.2f} MiB",
+        "ONNX Runtime": first(described, "onnxruntime"),
+    }
+    return {name: value for name, value in values.items() if value}
+
+
+def graph_table(described: Mapping[str, list[str]]) -> Table:
+    """Each graph: the batches it was made for, its size, its largest error against float64 at export."""
+    sizes = {line.split()[0]: int(line.split()[1]) for line in described.get("file", [])}
+    checks = {tuple(line.split()[:-1]): float(line.split()[-1]) for line in described.get("check", [])}
+    graphs: dict[str, list[tuple[int, int, float | None]]] = {}
+    for line in described.get("graph", []):
+        name, batch, file = line.split()
+        error = checks.get((name, batch), checks.get((name,)))
+        graphs.setdefault(name, []).append((int(batch), sizes.get(file, 0), error))
+    table = Table("graph", "batches", "KiB", "error at export", title="Graphs (weights are shared)", title_justify="left")
+    for name, made in graphs.items():
+        errors = [error for _, _, error in made if error is not None]
+        table.add_row(
+            name,
+            ", ".join(str(batch) for batch, _, _ in made),
+            ", ".join(f"{size / 1024:.0f}" for _, size, _ in made),
+            f"{max(errors):.1e}" if errors else "not stated",
+        )
+    return table
+
+
+def show_tasks(console: Console, engine: Engine | None) -> None:
+    """All tasks with their settings; with an engine those of its family, and which of them its bundle can do."""
+    families = [family_of(engine.image_shape)] if engine else list(FAMILIES)
+    for family in families:
+        table = Table(title=f"Tasks, settings for {family}", title_justify="left")
+        for head in ("task", "what is measured", *(["works"] if engine else [])):
+            table.add_column(head)
+        for head in ("steps", "rho", "lambda", "lr_x", "lr_z", "N", "gamma", "sigma"):
+            table.add_column(head, justify="right")
+        for task in TASKS.values():
+            works = ["yes" if task.operator in engine.operators else f"no {task.operator}"] if engine else []
+            table.add_row(task.name, task.summary, *works, *(f"{value:g}" for value in task.preset(family)))
+        console.print(table)
+
+
+def show_results(report: Mapping[str, Any], console: Console) -> None:
+    """The items of a report with their main figures."""
+    table = Table("item", "PSNR", "best", "of the mean", "SSIM", "similarity", "deviation")
+    for item in report["items"]:
+        psnr, ssim = item.get("psnr") or {}, item.get("ssim") or {}
+        values = (
+            (psnr.get("mean"), ".2f"), (psnr.get("best"), ".2f"), (psnr.get("of_mean_image"), ".2f"),
+            (ssim.get("mean"), ".3f"), (item["feature_similarity"], ".3f"), (item["deviation"], ".3f"),
+        )  # fmt: skip
+        table.add_row(item["name"], *("" if value is None else format(value, form) for value, form in values))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    if report["items"]:
+        console.print(table)
+    time = report["time"]
+    rate = time["particle_steps_per_second"]
+    console.print(
+        f"{time['particle_steps']:,} particle-steps in {time['seconds']:.1f} s"
+        + (f", {rate:,.0f} a second on {time['threads']} threads" if rate else ""),
+        highlight=False,
+    )
+
+
+def first(described: Mapping[str, list[str]], key: str) -> str:
+    """The first value of a fact, "" without one."""
+    return (described.get(key) or [""])[0]
+
+
+def shape(values: tuple[int, ...]) -> str:
+    """(1, 28, 28) as "1 x 28 x 28"."""
+    return " x ".join(map(str, values)) if prod(values) else "none"
