@@ -37,7 +37,7 @@ bench: $(DEV)/.ready
 	$(DEV)/bin/pytest bench/test_kernels.py --benchmark-enable --benchmark-only --benchmark-columns=min,median,iqr,rounds
 
 bundle: $(DEV)/.ready
-	$(DEV)/bin/rlsd export --checkpoint models/fashion/checkpoint --out models/fashion/bundle --overwrite
+	$(DEV)/bin/rlsd export --checkpoint models/fashion/checkpoint --out models/fashion/bundle --name fashion --overwrite
 
 $(RUN)/.ready: $(SOURCES)
 	$(PYTHON) -m venv $(RUN)

@@ -65,14 +65,24 @@ class Progress:
 
 
 class Handle:
-    """A submitted job. `result()` once it is done."""
+    """A submitted job. `result()` once it is done; `release()` drops it at once."""
 
     def __init__(self, pointer: c.c_void_p, particles: np.ndarray, latents: np.ndarray):
         self._pointer, self._particles, self._latents = pointer, particles, latents
 
     def __del__(self) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Frees the job; one that is not done is dropped."""
         if self._pointer:
             library().rlsd_job_release(self._pointer)
+            self._pointer = c.c_void_p()
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended, well or not."""
+        return not self._pointer or self.info().state == 3
 
     def info(self) -> native.JobInfoStruct:
         """state, status, step, steps, seconds, message."""
@@ -110,6 +120,7 @@ class Engine:
     ):
         self._pointer = c.c_void_p()
         self._raised: BaseException | None = None
+        self._undone: list[Handle] = []  # the core writes into their arrays, whether the caller keeps them or not
         options = native.OptionsStruct()
         check(library().rlsd_engine_options_init(options, c.sizeof(options)))
         runtime = onnxruntime or native.find_onnxruntime()
@@ -138,6 +149,7 @@ class Engine:
         if self._pointer:
             library().rlsd_engine_close(self._pointer)
             self._pointer = c.c_void_p()
+            self._undone = []
 
     def __del__(self) -> None:
         self.close()
@@ -243,18 +255,24 @@ class Engine:
         request.out_latents, request.out_latents_count = latents.ctypes.data, latents.size
         pointer = c.c_void_p()
         check(library().rlsd_submit(self._pointer, params, request, pointer))
-        return Handle(pointer, particles, latents)
+        handle = Handle(pointer, particles, latents)
+        self._undone.append(handle)
+        return handle
 
     def tick(self) -> int:
         """One step of every particle in flight; returns the number of jobs that are not done."""
         left = c.c_int64()
-        check(library().rlsd_tick(self._pointer, left))
+        status = library().rlsd_tick(self._pointer, left)
+        if left.value < len(self._undone):
+            self._undone = [handle for handle in self._undone if not handle.done]
+        check(status)
         return left.value
 
     def run(self) -> None:
         """Ticks until no job is left. Raises RlsdError of the first job that failed, after finishing the others."""
         self._raised = None
         status = library().rlsd_run(self._pointer)
+        self._undone = [handle for handle in self._undone if not handle.done]
         if self._raised is not None:
             raise self._raised
         check(status)

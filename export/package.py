@@ -72,10 +72,15 @@ def package(
         raise ValueError(f"precision {precision!r} is not allowed: fp32 or fp16")
     if not batches or len(set(batches)) != len(batches) or not all(1 <= batch <= 1024 for batch in batches):
         raise ValueError(f"batches {list(batches)} are not allowed: different numbers from 1 to 1024")
-    with BundleWriter(Path(path), name, f"rlsd {VERSION}", "cpu", precision, overwrite) as bundle:
+    with (
+        torch.random.fork_rng(devices=[]),
+        BundleWriter(Path(path), name, f"rlsd {VERSION}", "cpu", precision, overwrite) as bundle,
+    ):
+        torch.manual_seed(0)  # the inputs of tracing and checking: equal exports give equal bundles
         write_facts(networks, bundle)
+        tables: dict[str, Tensor] = {}
         for batch in sorted(batches):
-            _Packer(networks, bundle, batch, precision, rewrites).pack()
+            _Packer(networks, bundle, batch, precision, rewrites, tables).pack()
     return Path(path)
 
 
@@ -114,10 +119,16 @@ def write_facts(networks: Networks, bundle: BundleWriter) -> None:
 
 class _Packer:
     def __init__(
-        self, networks: Networks, bundle: BundleWriter, batch: int, precision: str, rewrites: Sequence[str] | None
+        self,
+        networks: Networks,
+        bundle: BundleWriter,
+        batch: int,
+        precision: str,
+        rewrites: Sequence[str] | None,
+        tables: dict[str, Tensor],
     ):
         self.networks, self.bundle, self.batch = networks, bundle, batch
-        self.precision, self.rewrites = precision, rewrites
+        self.precision, self.rewrites, self.tables = precision, rewrites, tables
         self.z = torch.randn(batch, *networks.latent)
         self.x = torch.rand(batch, *networks.image) * 2 - 1
 
@@ -145,7 +156,7 @@ class _Packer:
         module = self._rounded(module)
         graph = to_aten(module, args, self.rewrites)
         if "t" in names:
-            tabulate(graph, names.index("t"), len(self.networks.alphas_cumprod))
+            tabulate(graph, names.index("t"), len(self.networks.alphas_cumprod), self.tables)
         model = to_onnx(graph, args, names, [output])
         want = check.float64(module)(*check.doubled(args))
         self._add(name, model, dict(zip(names, args)), {output: want})

@@ -12,8 +12,12 @@ aten = torch.ops.aten
 LARGEST = 1 << 28  # elements of one table; beyond that the graph is left to compute it
 
 
-def tabulate(graph_module: fx.GraphModule, number: int, count: int) -> None:
-    """Tabulates over input `number` of the graph, int64 [B] with values 0 .. count - 1; in place."""
+def tabulate(graph_module: fx.GraphModule, number: int, count: int, known: dict[str, Tensor]) -> None:
+    """Tabulates over input `number` of the graph, int64 [B] with values 0 .. count - 1; in place.
+
+    known: the tables of the same graph for another batch, by node, else empty; filled with those made here. Matrix
+    products round differently for different batches, so tables of their own would make results depend on the batch.
+    """
     graph = graph_module.graph
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     index = placeholders[number]
@@ -23,12 +27,14 @@ def tabulate(graph_module: fx.GraphModule, number: int, count: int) -> None:
     last = [node for node in last if _per_sample(node, batch, count)]
     if not last:
         return
-    tables = _tables(graph_module, index, last, batch, count)
-    for node, table in zip(last, tables):
+    if not known:
+        known.update(zip([node.name for node in last], _tables(graph_module, index, last, batch, count)))
+    for node in last:
         name = f"table_{node.name}"
-        graph_module.register_buffer(name, table)
+        graph_module.register_buffer(name, known[node.name])
         with graph.inserting_before(node):
             rows = graph.call_function(aten.index_select.default, (graph.get_attr(name), 0, index))
+        rows.meta["val"] = node.meta["val"]
         node.replace_all_uses_with(rows)
     graph.eliminate_dead_code()
     graph_module.recompile()

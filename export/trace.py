@@ -53,7 +53,7 @@ def fuse_group_norm(graph_module: fx.GraphModule) -> None:
             )
         with graph_module.graph.inserting_after(fused):
             y = graph_module.graph.call_function(operator.getitem, (fused, 0))
-        last.replace_all_uses_with(y)
+        _replace(last, y)
 
 
 def fold_upsampling(graph_module: fx.GraphModule) -> None:
@@ -80,7 +80,7 @@ def fold_upsampling(graph_module: fx.GraphModule) -> None:
         with graph.inserting_before(node):
             phases = graph.call_function(aten.conv2d.default, (source, stacked, shift, [1, 1], [1, 1]))
             result = graph.call_function(torch.ops.rlsd.interleave.default, (phases,))
-        node.replace_all_uses_with(result)
+        _replace(node, result)
 
 
 def phase_kernels(kernel: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ def expand_upsampling(graph_module: fx.GraphModule) -> None:
             apart = graph.call_function(aten.reshape.default, (x, [batch, channels, height, 1, width, 1]))
             wide = graph.call_function(aten.expand.default, (apart, [batch, channels, height, up, width, across]))
             result = graph.call_function(aten.reshape.default, (wide, list(node.meta["val"].shape)))
-        node.replace_all_uses_with(result)
+        _replace(node, result)
 
 
 REWRITES: dict[str, Callable[[fx.GraphModule], None]] = {
@@ -120,6 +120,11 @@ REWRITES: dict[str, Callable[[fx.GraphModule], None]] = {
     "upsampling": fold_upsampling,
     "nearest": expand_upsampling,
 }
+
+
+def _replace(node: fx.Node, other: fx.Node) -> None:
+    other.meta["val"] = node.meta["val"]  # its shape, for the rewrites that follow
+    node.replace_all_uses_with(other)
 
 
 def _calls(graph_module: fx.GraphModule, target: object) -> list[fx.Node]:

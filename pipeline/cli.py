@@ -1,53 +1,99 @@
-"""The command line `rlsd`. Thin: it turns options into plans, and errors into one sentence and an exit code.
+"""The command line `rlsd`: errors become one sentence and an exit code.
 
 Exit codes: 0 all done; 1 something failed on the way; 2 something given is not usable; 130 interrupted.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rlsd.engine import RlsdError, Status
-from rlsd.pipeline import demo as demo_module
-from rlsd.pipeline import show
+from rlsd.pipeline import commands
 from rlsd.pipeline.errors import InputError
-from rlsd.pipeline.items import Plan, name_sources
 from rlsd.pipeline.machine import engine_version
-from rlsd.pipeline.model import open_model
-from rlsd.pipeline.presets import family_of
-from rlsd.pipeline.run import Finished, run_plans
-from rlsd.pipeline.settings import settings_for
-from rlsd.pipeline.tasks import find_task
 
-BLAME_THE_INPUT = (Status.INVALID_ARGUMENT, Status.BAD_BUNDLE, Status.NO_RUNTIME)
+DONE, FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
+_USERS = (Status.INVALID_ARGUMENT, Status.BAD_BUNDLE, Status.NO_RUNTIME)
 
 app = typer.Typer(
     name="rlsd",
     help="Many diverse reconstructions of an image from an incomplete or corrupted measurement.\n\n"
-    "Start with [bold]rlsd demo[/bold], then [bold]rlsd tasks[/bold] and [bold]rlsd reconstruct --help[/bold].",
+    "Start with `rlsd demo`; then `rlsd tasks` and `rlsd reconstruct --help`.",
     rich_markup_mode="rich",
     no_args_is_help=True,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Model = Annotated[str, typer.Option("--model", "-m", metavar="NAME|BUNDLE", help="A shipped prior, or the folder of a bundle.")]
-Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the results.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace items and reports of an earlier run in --out.")]
-Threads = Annotated[int, typer.Option(metavar="T", help="Worker threads; 0: one per processor.", rich_help_panel="Run")]
-Seed = Annotated[int, typer.Option(metavar="S", help="All random numbers derive from it.", rich_help_panel="Run")]
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"rlsd {engine_version()}")
+        raise typer.Exit()
 
 
-def _algorithm(help_text: str, *names: str, metavar: str = "X") -> Any:
-    return typer.Option(*names, metavar=metavar, help=help_text, rich_help_panel="Algorithm (default: the task's preset)")
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", metavar="", help="Show the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
 
 
-def _measurement(help_text: str, *names: str, metavar: str) -> Any:
-    return typer.Option(*names, metavar=metavar, help=help_text, rich_help_panel="Measurement")
+for command in (commands.reconstruct, commands.demo, commands.tasks, commands.info, commands.export):
+    # the paragraphs of a docstring, each on one line: typer would keep their line breaks
+    app.command(help="\n\n".join(" ".join(part.split()) for part in (command.__doc__ or "").split("\n\n")))(command)
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs the command line and returns the exit code; says on standard error what was wrong."""
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(spread(arguments, ("--input", "-i")), prog_name="rlsd", standalone_mode=False) or DONE
+        return _say("interrupted", INTERRUPTED) if code == INTERRUPTED else int(code)
+    except InputError as error:
+        return _say(str(error), UNUSABLE)
+    except RlsdError as error:
+        hint = "; pip install 'rlsd[cpu]'" if error.status is Status.NO_RUNTIME else ""
+        return _say(f"{error}{hint}", UNUSABLE if error.status in _USERS else FAILED)
+    except (KeyboardInterrupt, typer.Abort):
+        return _say("interrupted", INTERRUPTED)
+    except OSError as error:
+        return _say(f"{error.filename or 'the system says'}: {error.strerror or error}", FAILED)
+    except MemoryError:
+        return _say("out of memory", FAILED)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # typer's usage errors, whose class has moved between its versions
+            return _say(" ".join(str(error.format_message()).split()), UNUSABLE)
+        traceback.print_exc()
+        return _say("this is a fault of rlsd; please report it with the lines above", FAILED)
+
+
+def spread(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
+    """`--input a b c` as `--input a --input b --input c`, so that a shell's wildcards may follow the option."""
+    words: list[str] = []
+    current = ""
+    for word in arguments:
+        if word in names or (word.startswith("-") and word != "-"):
+            current = word if word in names else ""
+            words.append(word)
+            continue
+        if current and words[-1] != current:
+            words.append(current)
+        words.append(word)
+    return words
+
+
+def _say(sentence: str, code: int) -> int:
+    print(f"rlsd: {sentence}", file=sys.stderr)
+    return code

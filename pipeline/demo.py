@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from PIL import Image
 from rlsd.engine import Engine
 from rlsd.pipeline.errors import InputError
+from rlsd.pipeline.grid import stack
 from rlsd.pipeline.items import Plan, Source
 from rlsd.pipeline.presets import family_of
 from rlsd.pipeline.settings import settings_for
@@ -29,3 +32,11 @@ def demo_plans(engine: Engine, folder: Path, particles: int | None, steps: int |
         sources = [Source(path, index, f"{name}/{path.stem}") for index, path in enumerate(paths)]
         plans.append(Plan(task, settings_for(task, family_of(engine.image_shape), changes), sources))
     return plans
+
+
+def overview(out: Path, names: Sequence[str]) -> None:
+    """Stacks the grids of the named items in one picture: DIR/overview.png."""
+    if names:
+        temporary = out / ".overview.png"
+        stack([Image.open(out / name / "grid.png") for name in names]).save(temporary)
+        temporary.replace(out / "overview.png")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from rlsd.pipeline.errors import InputError
+from rlsd.pipeline.errors import InputError, about
 from rlsd.pipeline.images import Picture, channels_first, kind_of, read_image, read_npy, scaled
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
@@ -100,7 +100,7 @@ def read_measurement(path: Path, shape: Sequence[int], frame: Frame, pictorial: 
             y = scaled(y)
         y = _shaped(y.astype(np.float32), shape, frame, border=-1.0)
     except InputError as error:
-        raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+        raise about(path, error) from None
     if not np.isfinite(y).all():
         raise InputError(f"{path} has values that are NaN or infinite; a measurement must be finite")
     return y
@@ -119,7 +119,7 @@ def read_parameter(path: Path, name: str, shape: Sequence[int], frame: Frame) ->
             value = value / max(float(value.sum()), 1e-9) if name == "kernel" else value
         value = _shaped(value, shape, frame, border=1.0)
     except InputError as error:
-        raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+        raise about(path, error) from None
     if not np.isfinite(value).all():
         raise InputError(f"{path} has values that are NaN or infinite; the parameter {name} must be finite")
     if name == "mask" and is_npy and not np.isin(value, (0, 1)).all():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -13,12 +13,13 @@ body { margin: 0; background: var(--soft); color: var(--ink); font: 15px/1.5 sys
 main { max-width: 1180px; margin: 0 auto; padding: 32px 20px 64px; }
 h1 { font-size: 26px; margin: 0; } h2 { font-size: 19px; margin: 36px 0 10px; } h3 { font-size: 16px; margin: 0 0 8px; }
 p { margin: 6px 0; } .faint { color: var(--faint); } .failed { color: #a3262a; }
+.cards { columns: 2 420px; column-gap: 14px; } .cards section { break-inside: avoid; margin: 0 0 14px !important; }
 section.card { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 16px 18px;
   margin: 14px 0; overflow-x: auto; }
 .grid { max-width: 100%; height: auto; display: block; margin: 4px 0 10px; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px; }
 th, td { text-align: left; padding: 4px 18px 4px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { font-weight: 600; color: var(--faint); } tr:last-child td { border-bottom: 0; }
+th { font-weight: 600; color: var(--faint); white-space: nowrap; } tr:last-child td { border-bottom: 0; }
 td.number, th.number { text-align: right; }
 details { margin: 8px 0 0; } summary { cursor: pointer; color: var(--accent); }
 code { font-size: 12.5px; overflow-wrap: anywhere; } a { color: var(--accent); }
@@ -49,12 +50,15 @@ def to_html(report: Mapping[str, Any]) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>{CSS}</style></head>\n<body><main>\n" + "\n".join(parts) + "\n</main></body></html>\n"
+        f"<title>{title}</title><style>{CSS}</style></head>\n<body><main>\n"
+        + "\n".join(parts)
+        + "\n</main></body></html>\n"
     )
 
 
 _NOTES = (
-    "PSNR and SSIM compare images clipped to [-1, 1], inside of the prior's black border if it has one. "
+    "PSNR (dB) and SSIM are means over an item's particles, then the best particle's, then those of the particles' "
+    "mean image. They compare images clipped to [-1, 1], inside of the prior's black border if it has one. "
     "Similarity is the mean cosine of the angle between the features of an item's particles, deviation the mean of "
     "the deviation map in units of the image range [-1, 1]: low similarity and high deviation mean diverse. "
     "Residual is sqrt(mean (y - f(x))^2) over what was observed."
@@ -67,23 +71,28 @@ def _overview(report: Mapping[str, Any]) -> str:
     for task in report["tasks"]:
         items = [item for item in report["items"] if item["task"] == task["task"]]
         if items:
-            rows.append([task["task"], str(len(items)), *(_number(_mean(items, path), form) for _, path, form in _FIGURES)])
+            rows.append(
+                [task["task"], str(len(items)), *(_number(_mean(items, path), form) for _, path, form in _FIGURES)]
+            )
     head = ["task", "items", *(title for title, _, _ in _FIGURES)]
     return '<section class="card"><h3>Means over the items</h3>' + table(head, rows) + "</section>" if rows else ""
 
 
 _FIGURES: Sequence[tuple[str, tuple[str, ...], str]] = (
-    ("PSNR, mean", ("psnr", "mean"), ".2f"),
+    ("PSNR", ("psnr", "mean"), ".2f"),
     ("best", ("psnr", "best"), ".2f"),
-    ("of the mean image", ("psnr", "of_mean_image"), ".2f"),
-    ("SSIM, mean", ("ssim", "mean"), ".3f"),
+    ("mean image", ("psnr", "of_mean_image"), ".2f"),
+    ("SSIM", ("ssim", "mean"), ".3f"),
     ("best", ("ssim", "best"), ".3f"),
-    ("of the mean image", ("ssim", "of_mean_image"), ".3f"),
+    ("mean image", ("ssim", "of_mean_image"), ".3f"),
     ("similarity", ("feature_similarity",), ".3f"),
     ("deviation", ("deviation",), ".3f"),
     ("residual", ("residual", "mean"), ".4f"),
     ("in sigma", ("residual_in_sigma", "mean"), ".2f"),
 )
+
+
+_FILES = ("mean.png", "std.png", "measurement.png", "arrays.npz", "item.json")
 
 
 def _item(item: Mapping[str, Any]) -> str:
@@ -104,7 +113,7 @@ def _item(item: Mapping[str, Any]) -> str:
         + table([title for title, _ in shown], [[value for _, value in shown]])
         + f"<details><summary>each particle, files</summary>{table(columns, rows)}"
         f'<p class="faint">from {escape(source)}</p><p>'
-        + " ".join(f'<a href="{folder}/{name}">{name}</a>' for name in ("mean.png", "std.png", "measurement.png", "arrays.npz"))
+        + " ".join(f'<a href="{folder}/{name}">{name}</a>' for name in _FILES)
         + "</p></details></section>"
     )
 
@@ -124,19 +133,28 @@ def _how(report: Mapping[str, Any]) -> str:
         ("Machine and versions", table(["", ""], system)),
         ("SHA-256 of the inputs", table(["item", "SHA-256"], hashes, code=True)),
     )
-    return "".join(f'<section class="card"><h3>{title}</h3>{content}</section>' for title, content in cards)
+    sections = (f'<section class="card"><h3>{title}</h3>{content}</section>' for title, content in cards)
+    return f'<div class="cards">{"".join(sections)}</div>'
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], code: bool = False) -> str:
-    """A table of texts; numbers stand to the right, a head of empty texts is left out."""
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], code: bool = False) -> str:
+    """A table of texts. Columns of numbers stand to the right; a head of empty texts is left out."""
+    numbers = [bool(rows) and all(is_number(row[column]) for row in rows) for column in range(len(head))]
 
-    def cell(tag: str, text: str) -> str:
-        number = tag == "td" and text.replace(".", "").replace("-", "").replace(",", "").isdigit()
-        shown = f"<code>{escape(text)}</code>" if code and tag == "td" else escape(text)
-        return f"<{tag}{' class=number' if number else ''}>{shown}</{tag}>"
+    def line(tag: str, texts: Sequence[str]) -> str:
+        cells = []
+        for text, right in zip(texts, numbers):
+            shown = f"<code>{escape(text)}</code>" if code and tag == "td" else escape(text)
+            cells.append(f"<{tag}{' class=number' if right else ''}>{shown}</{tag}>")
+        return f"<tr>{''.join(cells)}</tr>"
 
-    top = f"<tr>{''.join(cell('th', text) for text in head)}</tr>" if any(head) else ""
-    return f"<table>{top}{''.join('<tr>' + ''.join(cell('td', text) for text in row) + '</tr>' for row in rows)}</table>"
+    top = line("th", head) if any(head) else ""
+    return f"<table>{top}{''.join(line('td', row) for row in rows)}</table>"
+
+
+def is_number(text: str) -> bool:
+    """Whether the text looks like a number (or is empty, as a figure that there is not)."""
+    return not text.strip("0123456789.,-")
 
 
 def _dig(item: Mapping[str, Any], path: Sequence[str]) -> Any:
@@ -158,4 +176,8 @@ def _number(value: float | None, form: str) -> str:
 def _text(value: object) -> str:
     if isinstance(value, list):
         return " x ".join(map(str, value))
-    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, bool) or value is None:
+        return {None: "none", True: "yes", False: "no"}[value]
+    return str(value)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import tifffile
 from PIL import ExifTags, Image, ImageOps
-from rlsd.pipeline.errors import InputError
+from rlsd.pipeline.errors import InputError, about
 
 MAX_PIXELS = 100_000_000
 _KINDS = (
@@ -25,6 +25,7 @@ _KINDS = (
     (b"II+\0", "TIFF"),
     (b"MM\0+", "TIFF"),
 )
+_DIRECT = (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.MINISWHITE, tifffile.PHOTOMETRIC.RGB)
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def read_image(path: Path) -> Picture:
             array = _read_pillow(path, kind, notes)
         return Picture(scaled(channels_first(array, notes)), tuple(notes))
     except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        raise about(path, error) from None
 
 
 def kind_of(path: Path) -> str:
@@ -135,19 +136,20 @@ def _read_tiff(path: Path, notes: list[str]) -> np.ndarray:
             check_pixels(page.size)
             if len(file.pages) > 1:
                 notes.append(f"first of {len(file.pages)} pages")
-            if page.photometric.name not in ("MINISBLACK", "MINISWHITE", "RGB"):
-                raise InputError(f"photometric {page.photometric.name}")  # Pillow converts it
+            photometric = tifffile.PHOTOMETRIC(page.photometric)
+            if photometric not in _DIRECT:
+                raise InputError(f"colours are stored as {photometric.name}")  # Pillow may know how to convert them
             array = page.asarray()
-            if page.planarconfig == 2 and array.ndim == 3:
-                array = np.moveaxis(array, 0, -1)
-            if page.photometric.name == "MINISWHITE":
-                array = ~array if array.dtype == bool else np.iinfo(array.dtype).max - array
-            return array
     except Exception as error:  # a compression or colour that tifffile cannot do alone: Pillow has its own decoders
         try:
             return _read_pillow(path, "TIFF", notes)
         except InputError:
             raise InputError(f"cannot be read as TIFF ({_reason(error)})") from None
+    if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and array.ndim == 3:
+        array = np.moveaxis(array, 0, -1)
+    if photometric == tifffile.PHOTOMETRIC.MINISWHITE and array.dtype.kind in "bu":
+        array = ~array  # of unsigned numbers: the largest minus each
+    return array
 
 
 def _reason(error: Exception) -> str:

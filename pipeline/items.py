@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from rlsd.engine import Engine, Job, normal
 from rlsd.engine.library import STREAM_USER
-from rlsd.pipeline.errors import InputError
+from rlsd.pipeline.errors import InputError, about
 from rlsd.pipeline.fit import Frame, fit_image, read_measurement, read_parameter
 from rlsd.pipeline.images import read_image, sha256
 from rlsd.pipeline.settings import Settings
@@ -86,8 +86,8 @@ def context_of(engine: Engine, label: str | None) -> np.ndarray | None:
     if label is None:
         return None
     if label not in engine.contexts:
-        known = ", ".join(engine.contexts)
-        raise InputError(f"class {label!r} is not known to {engine.name}: " + (f"it has {known}" if known else "none is"))
+        known = ", ".join(engine.contexts) or "none"
+        raise InputError(f"class {label!r} is not known to the prior {engine.name}; its classes: {known}")
     return engine.context(label)
 
 
@@ -112,9 +112,9 @@ def check_plan(engine: Engine, plan: Plan) -> None:
     for name, files in plan.given.items():
         if name not in shapes:
             allowed = ", ".join(shapes) or "none"
-            raise InputError(f"parameter {name!r} is not one of the operator {plan.task.operator}: allowed is {allowed}")
+            raise InputError(f"operator {plan.task.operator} has no parameter {name!r}; allowed is {allowed}")
         if len(files) not in (1, len(plan.sources)):
-            raise InputError(f"parameter {name} has {len(files)} files for {len(plan.sources)} inputs; give one or each")
+            raise InputError(f"{name} has {len(files)} files for {len(plan.sources)} inputs; give one, or one for each")
     for source in plan.sources:
         read_source(engine, plan, source)
 
@@ -141,7 +141,9 @@ def load_items(engine: Engine, plan: Plan) -> Iterator[Item]:
         )
 
 
-def read_source(engine: Engine, plan: Plan, source: Source) -> tuple[np.ndarray, dict[str, np.ndarray], tuple[str, ...]]:
+def read_source(
+    engine: Engine, plan: Plan, source: Source
+) -> tuple[np.ndarray, dict[str, np.ndarray], tuple[str, ...]]:
     """One source's image (or measurement), its operator's parameters, and notes. InputError."""
     frame, operator = frame_of(engine), engine.operators[plan.task.operator]
     given = {
@@ -155,7 +157,7 @@ def read_source(engine: Engine, plan: Plan, source: Source) -> tuple[np.ndarray,
     try:
         picture = fit_image(read_image(source.path), frame)
     except InputError as error:
-        raise InputError(str(error) if str(source.path) in str(error) else f"{source.path}: {error}") from None
+        raise about(source.path, error) from None
     return picture.values, params, picture.notes
 
 

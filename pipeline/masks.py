@@ -50,19 +50,28 @@ def missing_strokes(shape: Shape, seed: int, item: int, least: float = 0.10, mos
     generator, (height, width) = _generator(seed, item, _MASK), shape[1:]
     side = min(height, width)
     aim = generator.uniform(least, most - 0.01) * height * width
-    y, x = np.mgrid[:height, :width]
-    missing = np.zeros((height, width), bool)
-    while missing.sum() < aim:
+    missing, count = np.zeros((height, width), bool), 0
+    while count < aim:
         radius = side * generator.uniform(0.02, 0.04)
         row, column = generator.uniform(0, height), generator.uniform(0, width)
         angle = generator.uniform(0, 2 * np.pi)
         for _ in range(int(generator.integers(6, 25))):
-            missing |= (y + 0.5 - row) ** 2 + (x + 0.5 - column) ** 2 <= max(radius, 0.6) ** 2
-            if missing.sum() >= aim:
+            count += _disc(missing, row, column, max(radius, 0.6))
+            if count >= aim:
                 break
             angle += generator.normal(0, 0.5)
             row, column = row + radius * np.sin(angle), column + radius * np.cos(angle)
     return (~missing).astype(np.float32)[None]
+
+
+def _disc(missing: np.ndarray, row: float, column: float, radius: float) -> int:
+    """Sets the pixels whose centres lie in the disc; returns how many are new."""
+    top, left = max(int(row - radius), 0), max(int(column - radius), 0)
+    part = missing[top : max(int(row + radius) + 1, 0), left : max(int(column + radius) + 1, 0)]
+    y, x = np.ogrid[: part.shape[0], : part.shape[1]]
+    new = ((y + top + 0.5 - row) ** 2 + (x + left + 0.5 - column) ** 2 <= radius**2) & ~part
+    part |= new
+    return int(new.sum())
 
 
 def motion_kernel(shape: Shape, seed: int, item: int, bend: float = 0.09) -> np.ndarray:

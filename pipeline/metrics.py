@@ -50,7 +50,7 @@ def deviation(particles: np.ndarray) -> np.ndarray:
 
 
 def residual(y: np.ndarray, predicted: np.ndarray, params: Mapping[str, np.ndarray]) -> np.ndarray:
-    """sqrt(mean (y - f(x))^2) of each particle, y [...] and f(x) [N, ...]; over the observed part where there is a mask."""
+    """sqrt(mean (y - f(x))^2) of each particle, y [...] and f(x) [N, ...]; under a mask over what was observed."""
     squared = (predicted.astype(np.float64) - y) ** 2
     mask = params.get("mask")
     if mask is not None and mask.shape[1:] == y.shape[1:]:

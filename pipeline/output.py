@@ -13,9 +13,7 @@ from types import TracebackType
 
 from rlsd.pipeline.errors import InputError
 
-OURS = re.compile(
-    r"particle_\d+\.png|(mean|std|measurement|input|grid)\.png|arrays\.npz|item\.json"
-)
+OURS = re.compile(r"particle_\d+\.png|(mean|std|measurement|input|grid)\.png|arrays\.npz|item\.json")
 
 
 class OutputFolder:

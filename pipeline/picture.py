@@ -51,7 +51,11 @@ def deviation_figure(values: np.ndarray, top: float) -> Image.Image:
     draw = ImageDraw.Draw(figure)
     bar = heat(np.linspace(0, top, figure.width)[None].repeat(10, 0), top)
     figure.paste(bar, (0, shown.height + 6))
-    for text, x, anchor in (("0", 0, "la"), ("standard deviation", figure.width / 2, "ma"), (f"{top:g}", figure.width, "ra")):
+    for text, x, anchor in (
+        ("0", 0, "la"),
+        ("standard deviation", figure.width / 2, "ma"),
+        (f"{top:g}", figure.width, "ra"),
+    ):
         draw.text((x, shown.height + 22), text, INK, font(14), anchor)
     return figure
 
@@ -77,7 +81,7 @@ def measurement_picture(item: Item, frame: Frame) -> tuple[Image.Image, str]:
         return Image.fromarray(np.ascontiguousarray(shown)), "measurement"
     colour = shown if shown.ndim == 3 else shown[..., None].repeat(3, -1)
     known = frame.crop(mask)[0, ..., None] > 0.5
-    return Image.fromarray(np.where(known, colour, np.uint8(MISSING))), "measurement"
+    return Image.fromarray(np.where(known, colour, np.array(MISSING, np.uint8))), "measurement"
 
 
 def _as_rectangle(values: np.ndarray) -> np.ndarray:

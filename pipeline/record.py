@@ -53,7 +53,7 @@ def compare(particles: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
 
 
 def summary(values: Sequence[float], best: Any = min) -> dict[str, Any]:
-    """The values of the particles with their mean and best. Infinite ones (a perfect PSNR) become None: JSON has none."""
+    """The particles' values with their mean and best; infinite ones (a perfect PSNR) become None: JSON has none."""
     mean = float(np.mean(values))
     return {"mean": _finite(mean), "best": _finite(best(values)), "particles": [_finite(value) for value in values]}
 
@@ -86,7 +86,8 @@ def write_item(folder: Path, outcome: Outcome, figures: dict[str, Any], frame: F
     arrays |= {f"param.{name}": value for name, value in item.operator_params.items()}
     if item.truth is not None:
         arrays["truth"] = item.truth
-    np.savez(folder / "arrays.npz", **{name: np.asarray(value, np.float32) for name, value in arrays.items()})
+    floats: dict[str, Any] = {name: np.asarray(value, np.float32) for name, value in arrays.items()}
+    np.savez(folder / "arrays.npz", **floats)
     (folder / "item.json").write_text(json.dumps(record(item, figures) | {"std_png_scale": [0, top]}, indent=1) + "\n")
 
 

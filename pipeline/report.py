@@ -15,14 +15,8 @@ from rlsd.pipeline.machine import machine, versions
 PHASES = ("denoiser", "decoder", "decoder_pull", "features", "operators", "repulsion", "elementwise", "idle")
 
 
-def build_report(
-    engine: Engine,
-    plans: Sequence[Plan],
-    records: Sequence[Mapping[str, Any]],
-    failed: Sequence[Mapping[str, str]],
-    seconds: float,
-) -> dict[str, Any]:
-    """The whole report as plain values. records: the items' (record.record); seconds: the run's wall time."""
+def describe_run(engine: Engine, plans: Sequence[Plan]) -> dict[str, Any]:
+    """The part of the report that is known before the run: versions, machine, bundle, tasks with their settings."""
     facts, frame = engine.describe(), frame_of(engine)
     return {
         "format": "rlsd-report 1",
@@ -39,6 +33,19 @@ def build_report(
             "precision": (facts.get("precision") or [""])[0],
         },
         "tasks": [plan_facts(plan) for plan in plans],
+    }
+
+
+def build_report(
+    described: Mapping[str, Any],
+    engine: Engine,
+    records: Sequence[Mapping[str, Any]],
+    failed: Sequence[Mapping[str, str]],
+    seconds: float,
+) -> dict[str, Any]:
+    """The whole report as plain values: describe_run's, times, and each item's record (record.record)."""
+    return {
+        **described,
         "time": times(engine, seconds),
         "items": sorted(records, key=lambda record: (str(record["task"]), int(record["item"]))),
         "failed": list(failed),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -18,7 +19,7 @@ from rlsd.pipeline.output import OutputFolder
 from rlsd.pipeline.progress import progress
 from rlsd.pipeline.reconstruct import reconstruct_items
 from rlsd.pipeline.record import measure_outcome, record, write_item
-from rlsd.pipeline.report import build_report, to_json
+from rlsd.pipeline.report import build_report, describe_run, to_json
 
 
 @dataclass(frozen=True)
@@ -42,20 +43,21 @@ def run_plans(engine: Engine, plans: Sequence[Plan], out: Path, *, overwrite: bo
     for plan in plans:
         context_of(engine, plan.settings.label)
         check_plan(engine, plan)
-    start, frame = time.monotonic(), frame_of(engine)
+    start, frame, described = time.monotonic(), frame_of(engine), describe_run(engine, plans)
     records: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
     with folder, progress(sum(plan.particle_steps() for plan in plans), console) as report:
         items = chain.from_iterable(load_items(engine, plan) for plan in plans)
-        for outcome in reconstruct_items(engine, items, report=report):
-            if outcome.error is not None:
-                failed.append({"name": outcome.item.name, "error": outcome.error})
-                continue
-            figures = measure_outcome(engine, outcome, frame)
-            with folder.item(outcome.item.name) as path:
-                write_item(path, outcome, figures, frame)
-            records.append(record(outcome.item, figures))
-        content = build_report(engine, plans, records, failed, time.monotonic() - start)
+        with closing(reconstruct_items(engine, items, report=report)) as outcomes:
+            for outcome in outcomes:
+                if outcome.error is not None:
+                    failed.append({"name": outcome.item.name, "error": outcome.error})
+                    continue
+                figures = measure_outcome(engine, outcome, frame)
+                with folder.item(outcome.item.name) as path:
+                    write_item(path, outcome, figures, frame)
+                records.append(record(outcome.item, figures))
+        content = build_report(described, engine, records, failed, time.monotonic() - start)
         folder.file("report.json", to_json(content))
         page = folder.file("report.html", to_html(content))
     return Finished(content, page)

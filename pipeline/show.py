@@ -7,6 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from rlsd.engine import Engine
@@ -45,7 +46,7 @@ def show_bundle(engine: Engine, console: Console) -> None:
     described = engine.describe()
     console.print(facts(f"Bundle {engine.name}", bundle_facts(engine, described)))
     console.print()
-    table = Table("operator", "measurement", "parameters", "tasks", title="Operators", title_justify="left")
+    table = Table("operator", "measurement", "parameters", "tasks", title="Operators", title_justify="left", box=SIMPLE)
     for name, operator in engine.operators.items():
         parameters = ", ".join(f"{key} {shape(value)}" for key, value in operator.params.items())
         tasks = ", ".join(task.name for task in TASKS.values() if task.operator == name)
@@ -87,13 +88,15 @@ def graph_table(described: Mapping[str, list[str]]) -> Table:
         name, batch, file = line.split()
         error = checks.get((name, batch), checks.get((name,)))
         graphs.setdefault(name, []).append((int(batch), sizes.get(file, 0), error))
-    table = Table("graph", "batches", "KiB", "error at export", title="Graphs (weights are shared)", title_justify="left")
+    table = Table(
+        "graph", "batches", "KiB", "error at export", title="Graphs, weights apart", title_justify="left", box=SIMPLE
+    )
     for name, made in graphs.items():
         errors = [error for _, _, error in made if error is not None]
         table.add_row(
             name,
             ", ".join(str(batch) for batch, _, _ in made),
-            ", ".join(f"{size / 1024:.0f}" for _, size, _ in made),
+            ", ".join(f"{size / 1024:.1f}" for _, size, _ in made),
             f"{max(errors):.1e}" if errors else "not stated",
         )
     return table
@@ -101,22 +104,31 @@ def graph_table(described: Mapping[str, list[str]]) -> Table:
 
 def show_tasks(console: Console, engine: Engine | None) -> None:
     """All tasks with their settings; with an engine those of its family, and which of them its bundle can do."""
-    families = [family_of(engine.image_shape)] if engine else list(FAMILIES)
-    for family in families:
-        table = Table(title=f"Tasks, settings for {family}", title_justify="left")
-        for head in ("task", "what is measured", *(["works"] if engine else [])):
-            table.add_column(head)
-        for head in ("steps", "rho", "lambda", "lr_x", "lr_z", "N", "gamma", "sigma"):
-            table.add_column(head, justify="right")
-        for task in TASKS.values():
-            works = ["yes" if task.operator in engine.operators else f"no {task.operator}"] if engine else []
-            table.add_row(task.name, task.summary, *works, *(f"{value:g}" for value in task.preset(family)))
-        console.print(table)
+    table = Table(title="Tasks", title_justify="left", box=SIMPLE)
+    for head in ("task", "measured", "operator", *(["works"] if engine else [])):
+        table.add_column(head, no_wrap=True)
+    for task in TASKS.values():
+        works = ["yes" if task.operator in engine.operators else "no"] if engine else []
+        table.add_row(task.name, task.summary, task.operator, *works)
+    console.print(table)
+    for family in [family_of(engine.image_shape)] if engine else FAMILIES:
+        console.print(settings_table(family))
+
+
+def settings_table(family: str) -> Table:
+    """The settings of every task for one family of priors."""
+    table = Table(title=f"Settings for {family}", title_justify="left", box=SIMPLE)
+    table.add_column("task", no_wrap=True)
+    for head in ("steps", "rho", "lambda", "lr_x", "lr_z", "N", "gamma", "sigma"):
+        table.add_column(head, justify="right")
+    for task in TASKS.values():
+        table.add_row(task.name, *(f"{value:g}" for value in task.preset(family)))
+    return table
 
 
 def show_results(report: Mapping[str, Any], console: Console) -> None:
     """The items of a report with their main figures."""
-    table = Table("item", "PSNR", "best", "of the mean", "SSIM", "similarity", "deviation")
+    table = Table("item", "PSNR", "best", "mean image", "SSIM", "similarity", "deviation", box=SIMPLE)
     for item in report["items"]:
         psnr, ssim = item.get("psnr") or {}, item.get("ssim") or {}
         values = (
@@ -124,8 +136,10 @@ def show_results(report: Mapping[str, Any], console: Console) -> None:
             (ssim.get("mean"), ".3f"), (item["feature_similarity"], ".3f"), (item["deviation"], ".3f"),
         )  # fmt: skip
         table.add_row(item["name"], *("" if value is None else format(value, form) for value, form in values))
+    table.columns[0].overflow = "fold"
     for column in table.columns[1:]:
         column.justify = "right"
+        column.no_wrap = True
     if report["items"]:
         console.print(table)
     time = report["time"]

@@ -85,17 +85,15 @@ TASKS: Mapping[str, Task] = {
         _inpainting("small-box", "small box missing", _published((200, 299), (300, 399))),
         _inpainting(
             "small-visible",
-            "only the middle 3/8 x 3/8 visible",
+            "only the middle visible (3/8)",
             partial(masks.visible_rectangle, rows=_MIDDLE, columns=_MIDDLE),
         ),
         Task("random", "80 % of the pixels missing", "inpainting", "mask", make_random=masks.missing_pixels),
-        Task(
-            "freeform", "strokes over 10 to 20 % missing", "inpainting", "mask", make_random=masks.missing_strokes
-        ),
-        Task("sr4", "4 x super-resolution of area means", "superres4"),
-        Task("sr8", "8 x super-resolution of area means", "superres8"),
-        Task("sr4-bicubic", "4 x super-resolution, bicubic", "bicubic4"),
-        Task("sr8-bicubic", "8 x super-resolution, bicubic", "bicubic8"),
+        Task("freeform", "10 to 20 % missing, strokes", "inpainting", "mask", make_random=masks.missing_strokes),
+        Task("sr4", "means of 4 x 4 pixels", "superres4"),
+        Task("sr8", "means of 8 x 8 pixels", "superres8"),
+        Task("sr4-bicubic", "reduced 4 x, bicubic", "bicubic4"),
+        Task("sr8-bicubic", "reduced 8 x, bicubic", "bicubic8"),
         Task("gaussian-blur", "Gaussian blur", "gaussian_blur"),
         Task("motion-blur", "blur of a shaken camera", "motion_blur", "kernel", make_random=masks.motion_kernel),
         Task("phase-retrieval", "Fourier magnitude only", "phase_retrieval", pictorial=False),

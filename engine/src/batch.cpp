@@ -114,6 +114,8 @@ void Batch::decode() {
         std::memcpy(lane(z_, i, latent_), lanes_[i].job->z.of(lanes_[i].particle), latent_ * sizeof(float));
     timed(*decoder_, times.decoder);
     times.decoder_runs += static_cast<std::int64_t>(lanes_.size());
+    for (std::size_t i = 0; i < lanes_.size(); ++i)
+        if (!finite(lane(image_now_, i, image_), image_)) lanes_[i].job->mark_broken(lanes_[i].particle);
 }
 
 // The operator's gradient: at x of the step before (augmented), or at D(z) of this one.
@@ -137,7 +139,7 @@ void Batch::step_x() {
         add(-weight, lane(image_now_, i, image_), g, image_);
         const auto offset = static_cast<std::size_t>(lanes_[i].particle) * image_;
         if (!adam_step(job.adam(job.params.lr_x, job.step), g, &job.x.m[offset], &job.x.v[offset], x, image_))
-            job.broken = lanes_[i].particle;
+            job.mark_broken(lanes_[i].particle);
         std::memcpy(lane(x_, i, image_), x, image_ * sizeof(float));
     }
 }
@@ -180,8 +182,9 @@ void Batch::see() {
         Job &job = *lanes_[i].job;
         if (!job.repelled() || !job.in_features()) continue;
         const auto size = static_cast<std::size_t>(job.repulsion_dim);
-        std::memcpy(&job.phi[static_cast<std::size_t>(lanes_[i].particle) * size], lane(tensors_.find("phi"), i, size),
-                    size * sizeof(float));
+        const float *phi = lane(tensors_.find("phi"), i, size);
+        if (!finite(phi, size)) job.mark_broken(lanes_[i].particle);
+        std::memcpy(&job.phi[static_cast<std::size_t>(lanes_[i].particle) * size], phi, size * sizeof(float));
     }
 }
 
@@ -243,7 +246,7 @@ void Batch::step_z() {
         if (job.repelled() && !job.in_features()) add(-job.now.repulsion, &job.repulsion[offset], g, latent_);
         float *z = job.z.of(lanes_[i].particle);
         if (!adam_step(job.adam(job.params.lr_z, job.step + 1), g, &job.z.m[offset], &job.z.v[offset], z, latent_))
-            job.broken = lanes_[i].particle;
+            job.mark_broken(lanes_[i].particle);
     }
 }
 

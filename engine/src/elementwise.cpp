@@ -11,8 +11,14 @@ bool adam_step(const Adam &adam, const float *gradient, float *m, float *v, floa
         m[e] = adam.beta1 * m[e] + (1 - adam.beta1) * g;
         v[e] = adam.beta2 * v[e] + (1 - adam.beta2) * g * g;
         value[e] -= adam.rate * (m[e] * adam.correction1) / (std::sqrt(v[e] * adam.correction2) + adam.epsilon);
-        worst += 0 * value[e];
+        worst += 0 * value[e] + 0 * v[e];  // v: a gradient whose square overflows would stop value for good
     }
+    return worst == 0;
+}
+
+bool finite(const float *x, std::size_t count) {
+    float worst = 0;
+    for (std::size_t e = 0; e < count; ++e) worst += 0 * x[e];
     return worst == 0;
 }
 

@@ -73,7 +73,6 @@ void Engine::admit() {
 
 void Engine::pack() {
     if (!changed_) return;
-    changed_ = false;
     used_.clear();
     for (const OperatorInfo &op : bundle_->manifest().operators) {
         std::vector<Lane> lanes;
@@ -82,6 +81,7 @@ void Engine::pack() {
                 for (std::int64_t i = 0; i < job->particles; ++i) lanes.push_back({job.get(), i});
         pack_operator(op, std::move(lanes));
     }
+    changed_ = false;
 }
 
 // Large batches as long as every worker gets one, smaller ones for the rest.
@@ -127,8 +127,13 @@ void Engine::tick() {
     const double start = now_seconds();
     failed_ = RLSD_OK;
     parallel_ = 0;
-    admit();
-    pack();
+    try {
+        admit();
+        pack();
+    } catch (const std::bad_alloc &) {
+        drop_all(RLSD_OUT_OF_MEMORY, "out of memory");
+        throw;
+    }
     early_.clear();
     late_.clear();
     for (Batch *batch : used_) (batch->waits() ? late_ : early_).push_back(batch);
@@ -153,7 +158,7 @@ void Engine::repel() {
     const double start = now_seconds();
     std::vector<Piece> pieces;
     for (const auto &job : active_) {
-        if (!job->repelled()) continue;
+        if (!job->repelled() || job->broken >= 0) continue;
         const Crowd crowd = job->crowd();
         for (std::int64_t row = 0; row < crowd.n; row += rows_at_once)
             pieces.push_back({job.get(), crowd, row, std::min(crowd.n, row + rows_at_once)});

@@ -75,6 +75,7 @@ Job::Job(Bundle &from, const rlsd_params &p, const rlsd_request &r)
         require(false, "operator '", r.op, "' is not in bundle '", m.name, "': allowed is ", known);
     }
     check_params(from, p, r);
+    require(r.params != nullptr || r.param_count == 0, "params is NULL, but param_count is ", r.param_count);
     take(r.y, r.y_count, count_of(op->measurement), "y", y);
     require(r.param_count == op->params.size(), "operator '", op->name, "' takes ", op->params.size(), " parameters, not ",
             r.param_count);
@@ -141,6 +142,12 @@ Crowd Job::crowd() const {
     Crowd crowd{features, particles, repulsion_dim, seed, item, static_cast<std::uint32_t>(step)};
     crowd.scale = crowd_scale(features, particles, repulsion_dim);
     return crowd;
+}
+
+void Job::mark_broken(std::int64_t particle) {
+    std::int64_t seen = broken;
+    while ((seen < 0 || particle < seen) && !broken.compare_exchange_weak(seen, particle)) {
+    }
 }
 
 void Job::fail(rlsd_status why, const std::string &what) {

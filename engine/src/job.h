@@ -43,6 +43,7 @@ struct Job {
     void set_step();                    // computes `now` for step `step`
     Adam adam(double rate, std::int32_t n) const;
     Crowd crowd() const;
+    void mark_broken(std::int64_t particle);  // from any worker
     void fail(rlsd_status why, const std::string &message);
     void finish();                      // the outputs are written: frees the state
     std::int64_t steps_left() const { return done() ? 0 : std::int64_t(particles) * (steps() - step); }
@@ -68,7 +69,7 @@ struct Job {
     Step now{};
     double started = 0, seconds = 0;
     bool dropped = false;               // its handle was released before it was done
-    std::atomic<std::int64_t> broken{-1};  // a particle that became non-finite in this tick
+    std::atomic<std::int64_t> broken{-1};  // the first particle that became non-finite in this tick
 };
 
 // Checks, throwing Error(RLSD_INVALID_ARGUMENT).

@@ -80,12 +80,16 @@ Rule one(std::string Manifest::*field) {
 Rule number(std::int64_t Manifest::*field, std::int64_t low, std::int64_t high) {
     return [=](Manifest &m, const Words &w, std::size_t line) {
         exactly(w, 2, line);
+        if (m.*field != 0) bad(line, text("'", w[0], "' stands twice"));
         m.*field = integer(w[1], line, low, high);
     };
 }
 
 Rule shape(Shape Manifest::*field) {
-    return [field](Manifest &m, const Words &w, std::size_t line) { m.*field = shape_from(w, 1, line); };
+    return [field](Manifest &m, const Words &w, std::size_t line) {
+        if (!(m.*field).empty()) bad(line, text("'", w[0], "' stands twice"));
+        m.*field = shape_from(w, 1, line);
+    };
 }
 
 void read_graph(Manifest &m, const Words &w, std::size_t line) {
@@ -105,6 +109,8 @@ void read_operator(Manifest &m, const Words &w, std::size_t line) {
 void read_operator_param(Manifest &m, const Words &w, std::size_t line) {
     if (w.size() < 4) bad(line, "'operator_param' takes an operator, a name and a shape");
     auto &op = operator_of(m, w[1], line);
+    for (const char *taken : {"x", "y", "t", "loss", "grad"})
+        if (w[2] == taken) bad(line, text("a parameter cannot be called '", w[2], "': the graphs use that name"));
     for (const auto &param : op.params)
         if (param.first == w[2]) bad(line, text("parameter '", w[2], "' of operator '", w[1], "' stands twice"));
     op.params.emplace_back(plain_name(w[2], line), shape_from(w, 3, line));
@@ -141,7 +147,8 @@ const std::map<std::string, Rule> &rules() {
         {"named_context",
          [](Manifest &m, const Words &w, std::size_t line) {
              exactly(w, 3, line);
-             m.contexts[plain_name(w[1], line)] = plain_name(w[2], line);
+             if (!m.contexts.emplace(plain_name(w[1], line), plain_name(w[2], line)).second)
+                 bad(line, text("context '", w[1], "' stands twice"));
          }},
     };
     return all;

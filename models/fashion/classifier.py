@@ -27,7 +27,12 @@ class Classifier(nn.Module):
 
     def __init__(self, channels: tuple[int, ...] = (32, 64, 128), classes: int = 10, groups: int = 8) -> None:
         super().__init__()
-        self.config = {"model_type": "rlsd-fashion-classifier", "channels": list(channels), "classes": classes, "groups": groups}
+        self.config = {
+            "model_type": "rlsd-fashion-classifier",
+            "channels": list(channels),
+            "classes": classes,
+            "groups": groups,
+        }
         layers: list[nn.Module] = []
         width = 1
         for c in channels:

@@ -38,11 +38,16 @@ def batch_indices(seed: int, step: int, batch: int, size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train: `steps` updates of AdamW, linear warm-up, then cosine decay from `lr` to zero."""
+    """How to train: `steps` updates of AdamW, linear warm-up, then cosine decay from `lr` to zero at `horizon`.
+
+    A horizon beyond the last step is cut short: the rate falls linearly to zero over the last `cooldown` steps.
+    """
 
     steps: int
     lr: float
     warmup: int = 200
+    horizon: int | None = None
+    cooldown: int = 1
     weight_decay: float = 0.01
     ema: float = 0.999
     clip: float = 1.0
@@ -52,8 +57,9 @@ class Recipe:
         """Learning rate of a step."""
         if step < self.warmup:
             return self.lr * (step + 1) / self.warmup
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.lr * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+        done = (step - self.warmup) / max(1, (self.horizon or self.steps) - self.warmup)
+        decay = 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+        return self.lr * decay * min(1.0, (self.steps - step) / self.cooldown)
 
 
 @dataclass(frozen=True)

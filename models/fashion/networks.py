@@ -13,6 +13,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from rlsd.models.fashion import CLASS_NAMES
 from rlsd.models.fashion.classifier import Classifier
+from rlsd.models.fashion.data import PAD
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 

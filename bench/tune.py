@@ -1,0 +1,121 @@
+"""Settings of the fashion tasks, by a small search on images of the training split only.
+
+    python -m rlsd.bench.tune --data FOLDER [--tasks half sr4 ...] [--images 8]
+
+For each task every combination of GRID is tried on the same images, all in one engine run; the table says, for each,
+PSNR of the mean image and of the best particle, the data residual in units of sigma, and the diversity (pixel
+standard deviation over the particles). Chosen is the best mean PSNR among the settings whose residual is at most
+RESIDUAL; the repulsion is then raised as far as the best particle's PSNR does not fall by more than 0.2 dB.
+The result is printed and appended to bench/results/tune-fashion.jsonl; pipeline/presets.py holds the choice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import itertools
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from rlsd.bench import measure
+from rlsd.engine import Engine, Job, Params, Result, normal
+from rlsd.models.fashion import PATH
+from rlsd.pipeline.tasks import TASKS, Task
+
+STEPS, SIGMA, PARTICLES, RESIDUAL = 200, 0.01, 4, 3.0
+GRID = {"lambda_": (0.03, 0.1, 0.3), "lr_z": (0.05, 0.15), "lr_x": (0.1,), "rho": (0.1, 0.5)}
+GAMMAS = (0.0, 3.0, 10.0, 30.0)
+FIRST = 50_000  # the images used: training images FIRST, FIRST + 1, ...
+
+
+def main() -> None:
+    """Searches each task in turn."""
+    arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    arguments.add_argument("--data", type=Path, required=True, help="folder of the Fashion-MNIST idx files")
+    arguments.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    arguments.add_argument("--images", type=int, default=8)
+    options = arguments.parse_args()
+    images = training_images(options.data, options.images)
+    lines: list[dict] = []
+    with Engine(PATH / "bundle") as engine:
+        for name in options.tasks:
+            lines += search(engine, TASKS[name], images)
+    print("appended to", measure.record("tune-fashion", lines))
+
+
+def training_images(folder: Path, count: int) -> np.ndarray:
+    """[count, 1, 32, 32] in [-1, 1], padded with black."""
+    raw = gzip.decompress((folder / "train-images-idx3-ubyte.gz").read_bytes())
+    pixels = np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 28, 28)[FIRST : FIRST + count]
+    return np.pad(pixels / np.float32(127.5) - 1, ((0, 0), (2, 2), (2, 2)), constant_values=-1)[:, None].astype(np.float32)
+
+
+def search(engine: Engine, task: Task, images: np.ndarray) -> list[dict]:
+    """One task: the grid without repulsion, then the repulsion."""
+    combinations = [dict(zip(GRID, values)) for values in itertools.product(*GRID.values())]
+    plain = [Params(steps=STEPS, gamma=0.0, **values) for values in combinations]
+    tried = evaluate(engine, task, images, plain)
+    allowed = [line for line in tried if line["residual"] <= RESIDUAL] or tried
+    best = max(allowed, key=lambda line: line["psnr_mean_image"])
+    chosen = {key: best["params"][key] for key in GRID}
+    repelled = evaluate(engine, task, images, [Params(steps=STEPS, gamma=g, **chosen) for g in GAMMAS])
+    fine = [line for line in repelled if line["psnr_best"] >= repelled[0]["psnr_best"] - 0.2]
+    final = max(fine, key=lambda line: line["deviation"])
+    print(f"{task.name}: {({key: final['params'][key] for key in (*GRID, 'gamma')})} " + figures(final), flush=True)
+    return [*tried, *repelled, {**final, "chosen": True}]
+
+
+def evaluate(engine: Engine, task: Task, images: np.ndarray, settings: list[Params]) -> list[dict]:
+    """All settings on all images in one run of the engine; a line for each setting."""
+    shapes = engine.operators[task.operator].params
+    jobs, given = [], []
+    for item, x in enumerate(images):
+        params = task.parameters(shapes, 0, item, {}, measured=False)
+        clean = engine.measure(task.operator, x[None], **{k: v[None] for k, v in params.items()})[0]
+        y = clean + SIGMA * normal(0, item, 0, 0xC0000000, clean.size).reshape(clean.shape)
+        given.append((params, y))
+    for each in settings:
+        for item, (params, y) in enumerate(given):
+            jobs.append(Job(y, task.operator, params, PARTICLES, item=item, params=each))
+    results = engine.reconstruct(jobs)
+    lines = []
+    for i, each in enumerate(settings):
+        mine = results[i * len(images) : (i + 1) * len(images)]
+        scores = [score(engine, task, x, *g, r) for x, g, r in zip(images, given, mine)]
+        means = {key: round(float(np.mean([s[key] for s in scores])), 4) for key in scores[0]}
+        lines.append({"bench": "tune", "task": task.name, "params": asdict(each), "images": len(images), **means})
+        print(task.name, {k: getattr(each, k) for k in (*GRID, "gamma")}, figures(lines[-1]), flush=True)
+    return lines
+
+
+def score(
+    engine: Engine, task: Task, x: np.ndarray, params: dict[str, np.ndarray], y: np.ndarray, result: Result
+) -> dict[str, float]:
+    """Figures of one item; PSNR on [-1, 1] (range 2) after clipping."""
+    particles = result.particles.clip(-1, 1)
+    seen = engine.measure(task.operator, result.particles, **{k: v[None] for k, v in params.items()})
+    each = psnr(particles, x)
+    return {
+        "psnr_mean": float(each.mean()),
+        "psnr_best": float(each.max()),
+        "psnr_mean_image": float(psnr(particles.mean(0, keepdims=True), x)[0]),
+        "residual": float(np.sqrt(np.mean((seen - y) ** 2)) / SIGMA),
+        "deviation": float(particles.std(0).mean()),
+    }
+
+
+def psnr(images: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """[n] decibels of images [n, C, H, W] against x."""
+    return 10 * np.log10(4 / np.maximum(((images - x) ** 2).mean((1, 2, 3)), 1e-12))
+
+
+def figures(line: dict) -> str:
+    """The line's figures as text."""
+    names = ("psnr_mean", "psnr_best", "psnr_mean_image", "residual", "deviation")
+    return ", ".join(f"{name} {line[name]:.2f}" for name in names)
+
+
+if __name__ == "__main__":
+    main()

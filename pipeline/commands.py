@@ -1,0 +1,166 @@
+"""What each command of `rlsd` does, from options to plans; the work is done elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rlsd.pipeline import demo as demo_run
+from rlsd.pipeline import options as o
+from rlsd.pipeline import show
+from rlsd.pipeline.errors import InputError
+from rlsd.pipeline.items import Plan, name_sources
+from rlsd.pipeline.model import find_bundle, open_model
+from rlsd.pipeline.presets import family_of
+from rlsd.pipeline.run import Finished, run_plans
+from rlsd.pipeline.settings import settings_for
+from rlsd.pipeline.tasks import find_task
+
+
+def reconstruct(
+    model: o.Model,
+    task: o.TaskName,
+    input: o.Inputs,
+    out: o.Out,
+    overwrite: o.Overwrite = False,
+    measured: o.Measured = False,
+    sigma: o.Sigma = None,
+    mask: o.Mask = None,
+    param: o.Parameter = None,
+    particles: o.Particles = None,
+    steps: o.Steps = None,
+    gamma: o.Gamma = None,
+    repulsion_until: o.RepulsionUntil = None,
+    repulsion: o.Repulsion = None,
+    rho: o.Rho = None,
+    lambda_: o.Lambda = None,
+    lr_x: o.LrX = None,
+    lr_z: o.LrZ = None,
+    variant: o.Variant = None,
+    label: o.Label = None,
+    guidance: o.Guidance = None,
+    seed: o.Seed = 0,
+    threads: o.Threads = 0,
+) -> None:
+    """Reconstruct images from files: N diverse answers for each.
+
+    Inputs are clean images, of which a measurement is simulated; or, with --measured, measurements. Each input gets
+    a folder in --out with its particles, their mean and deviation, and a grid picture; report.html shows them all.
+
+    Example: rlsd reconstruct -m fashion -t half -i photos/*.png -o results -n 8
+    """
+    changes = {
+        "particles": particles, "seed": seed, "sigma": sigma, "label": label, "steps": steps, "gamma": gamma,
+        "repulsion_until": repulsion_until, "repulsion": repulsion, "rho": rho, "lambda_": lambda_, "lr_x": lr_x,
+        "lr_z": lr_z, "variant": variant, "guidance": guidance,
+    }  # fmt: skip
+    with open_model(model, threads=threads) as engine:
+        chosen = find_task(task, engine.operators)
+        settings = settings_for(chosen, family_of(engine.image_shape), changes)
+        plan = Plan(chosen, settings, name_sources(input), measured, parameter_files(mask, param))
+        announce(run_plans(engine, [plan], out, overwrite=overwrite, console=Console(stderr=True)))
+
+
+def parameter_files(masks: Sequence[Path] | None, parameters: Sequence[str] | None) -> dict[str, list[Path]]:
+    """--mask FILE and --param NAME=FILE as name -> files. InputError for a word without `=`."""
+    files: dict[str, list[Path]] = {"mask": list(masks)} if masks else {}
+    for word in parameters or ():
+        name, equals, path = word.partition("=")
+        if not (name and equals and path):
+            raise InputError(f"--param {word!r} is not understood: NAME=FILE is wanted")
+        files.setdefault(name, []).append(Path(path))
+    return files
+
+
+def announce(finished: Finished) -> None:
+    """Results on standard output; items that failed end the program with code 1."""
+    console = Console()
+    show.show_results(finished.report, console)
+    console.print(
+        f"Pictures in {finished.page.parent}, all of them in {finished.page}", soft_wrap=True, highlight=False
+    )
+    failed = finished.report["failed"]
+    for each in failed:
+        Console(stderr=True).print(f"rlsd: {each['name']}: {each['error']}", soft_wrap=True, highlight=False)
+    if failed:
+        raise typer.Exit(1)
+
+
+def tasks(model: o.AnyModel = None) -> None:
+    """List the tasks and their settings; with --model, which of them its bundle can do."""
+    if model is None:
+        show.show_tasks(Console(), None)
+        return
+    with open_model(model) as engine:
+        show.show_tasks(Console(), engine)
+
+
+def info(
+    bundle: Annotated[str | None, typer.Argument(metavar="[BUNDLE]", help=o.MODEL_TEXT, show_default=False)] = None,
+) -> None:
+    """Show what a bundle holds (opening and verifying it), or without one what this machine has."""
+    if bundle is None:
+        show.show_machine(Console())
+        return
+    with open_model(bundle) as engine:
+        show.show_bundle(engine, Console())
+
+
+def demo(
+    out: o.Out = Path("rlsd-demo"),
+    overwrite: o.Overwrite = False,
+    particles: o.Particles = None,
+    steps: o.Steps = None,
+    seed: o.Seed = 0,
+    threads: o.Threads = 0,
+) -> None:
+    """Reconstruct shipped test images on three tasks, and say where the pictures are.
+
+    Results go to the folder rlsd-demo unless --out names another.
+    """
+    folder = find_bundle(demo_run.MODEL).parent / "test_images"
+    with open_model(demo_run.MODEL, threads=threads) as engine:
+        plans = demo_run.demo_plans(engine, folder, particles, steps, seed)
+        finished = run_plans(engine, plans, out, overwrite=overwrite, console=Console(stderr=True))
+    demo_run.overview(out, [item["name"] for item in finished.report["items"]])
+    announce(finished)
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Option(metavar="DIR", help="Folder in diffusers layout (safetensors only).")],
+    out: Annotated[Path, typer.Option(metavar="BUNDLE", help="The bundle to write.")],
+    precision: Annotated[str, typer.Option(metavar="fp32|fp16", help="Precision of the weights.")] = "fp32",
+    size: Annotated[
+        str | None, typer.Option(metavar="H[xW]", help="Image size; default: the checkpoint's own.")
+    ] = None,
+    operators: Annotated[str, typer.Option(metavar="NAMES", help="Comma-separated forward operators, or all.")] = "all",
+    batch: Annotated[
+        str, typer.Option(metavar="B,...", help="Numbers of samples that each graph is made for.")
+    ] = "2,8",
+    features: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Feature extractor for the repulsion; default: the checkpoint's.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Its name; default: the checkpoint's folder.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", metavar="", help="Replace an existing bundle.")] = False,
+) -> None:
+    """Turn a diffusion checkpoint into a bundle (needs torch: pip install 'rlsd\\[export]')."""
+    try:
+        batches = [int(word) for word in batch.split(",")]
+    except ValueError:
+        raise InputError(f"batch is {batch!r}; whole numbers are wanted, as 2 or 2,8") from None
+    names = None if operators == "all" else [name.strip() for name in operators.split(",")]
+    try:
+        from rlsd.export import CheckpointError, export_checkpoint
+    except ModuleNotFoundError as error:
+        raise InputError(f"export needs {error.name}, which is not installed: pip install 'rlsd[export]'") from None
+    try:
+        path = export_checkpoint(
+            checkpoint, out, precision=precision, size=size, operators=names, batches=batches, features=features,
+            name=name, overwrite=overwrite,
+        )  # fmt: skip
+    except (CheckpointError, FileExistsError, ValueError) as error:
+        raise InputError(str(error)) from error
+    Console().print(f"Bundle written to {path}", soft_wrap=True, highlight=False)

@@ -1,0 +1,86 @@
+"""The command line's options, each declared once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+_ALGORITHM, _MEASUREMENT, _RUN = "Algorithm (default: the task's settings)", "Measurement", "Run"
+
+
+def _option(panel: str | None, help_text: str, *names: str, metavar: str | None = None) -> Any:
+    return typer.Option(*names, metavar=metavar, help=help_text, rich_help_panel=panel, show_default=False)
+
+
+MODEL_TEXT = "A shipped prior (fashion), or the folder of a bundle."
+Model = Annotated[str, _option(None, MODEL_TEXT, "--model", "-m", metavar="NAME|BUNDLE")]
+AnyModel = Annotated[str | None, _option(None, MODEL_TEXT, "--model", "-m", metavar="NAME|BUNDLE")]
+TaskName = Annotated[
+    str, _option(None, "What to reconstruct from; `rlsd tasks` lists them.", "--task", "-t", metavar="NAME")
+]
+Inputs = Annotated[
+    list[Path],
+    _option(
+        None, "Images (or measurements, with --measured): PNG, JPEG, TIFF or NPY.", "--input", "-i", metavar="FILE..."
+    ),
+]
+Out = Annotated[Path, _option(None, "Folder for the results; new or empty.", "--out", "-o", metavar="DIR")]
+Overwrite = Annotated[
+    bool, _option(None, "Replace items and reports of an earlier run in --out.", "--overwrite", metavar="")
+]
+
+Measured = Annotated[
+    bool, _option(_MEASUREMENT, "The inputs are measurements; nothing is simulated.", "--measured", metavar="")
+]
+Sigma = Annotated[
+    float | None,
+    _option(_MEASUREMENT, "Standard deviation of the noise (images span [-1, 1]).", "--sigma", metavar="S"),
+]
+Mask = Annotated[
+    list[Path] | None,
+    _option(
+        _MEASUREMENT,
+        "The mask instead of the task's own: white or 1 is observed. Once for all inputs, or once for each.",
+        "--mask",
+        metavar="FILE",
+    ),
+]
+Parameter = Annotated[
+    list[str] | None,
+    _option(_MEASUREMENT, "Any parameter of the operator, as --mask.", "--param", metavar="NAME=FILE"),
+]
+
+Particles = Annotated[
+    int | None, _option(_ALGORITHM, "Reconstructions of each input.", "--particles", "-n", metavar="N")
+]
+Steps = Annotated[int | None, _option(_ALGORITHM, "Timesteps; the last is not visited.", "--steps", metavar="K")]
+Gamma = Annotated[float | None, _option(_ALGORITHM, "Strength of the repulsion; 0: none.", "--gamma", metavar="G")]
+RepulsionUntil = Annotated[
+    float | None,
+    _option(
+        _ALGORITHM, "Share of the steps with repulsion, 0 to 1; 1 if not given.", "--repulsion-until", metavar="SHARE"
+    ),
+]
+Repulsion = Annotated[
+    str | None,
+    _option(_ALGORITHM, "Where distances are measured.", "--repulsion", metavar="auto|features|latent"),
+]
+Rho = Annotated[float | None, _option(_ALGORITHM, "Weight of the coupling x to D(z).", "--rho", metavar="X")]
+Lambda = Annotated[float | None, _option(_ALGORITHM, "Weight of the prior's score.", "--lambda", metavar="X")]
+LrX = Annotated[float | None, _option(_ALGORITHM, "Adam's learning rate of the images.", "--lr-x", metavar="X")]
+LrZ = Annotated[float | None, _option(_ALGORITHM, "Adam's learning rate of the latents.", "--lr-z", metavar="X")]
+Variant = Annotated[
+    str | None,
+    _option(_ALGORITHM, "With images beside the latents, or latents only.", "--variant", metavar="rlsd|rlsd-nonaug"),
+]
+Label = Annotated[
+    str | None, _option(_ALGORITHM, "Condition the prior; `rlsd info BUNDLE` lists classes.", "--class", metavar="NAME")
+]
+Guidance = Annotated[
+    float | None, _option(_ALGORITHM, "Guidance scale towards the class; 1: off.", "--guidance", metavar="X")
+]
+
+Seed = Annotated[int, _option(_RUN, "All random numbers derive from it; 0 if not given.", "--seed", metavar="S")]
+Threads = Annotated[int, _option(_RUN, "Worker threads; one per processor if not given.", "--threads", metavar="T")]

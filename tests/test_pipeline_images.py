@@ -1,0 +1,270 @@
+"""Reading images in every format, and fitting them, masks and measurements to a bundle."""
+
+import io
+import warnings
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+from rlsd.pipeline.errors import InputError
+from rlsd.pipeline.fit import Frame, fit_image, read_measurement, read_parameter, resize_to_fill
+from rlsd.pipeline.images import Picture, read_image
+
+RNG = np.random.default_rng(0)
+GRAY8 = RNG.integers(0, 256, (12, 20), np.uint8)
+GRAY16 = RNG.integers(0, 65536, (12, 20), np.uint16)
+RGB8 = RNG.integers(0, 256, (12, 20, 3), np.uint8)
+RGB16 = RNG.integers(0, 65536, (12, 20, 3), np.uint16)
+FRAME = Frame((1, 32, 32), (2, 2, 2, 2))
+
+
+def expected(array: np.ndarray) -> np.ndarray:
+    values = array.astype(np.float64) / np.iinfo(array.dtype).max * 2 - 1
+    return values[None] if array.ndim == 2 else np.moveaxis(values, -1, 0)
+
+
+def assert_reads(path, array):
+    picture = read_image(path)
+    assert picture.values.dtype == np.float32
+    np.testing.assert_allclose(picture.values, expected(array), atol=1e-6)
+
+
+@pytest.mark.parametrize("array", [GRAY8, GRAY16, RGB8])
+def test_png(tmp_path, array):
+    Image.fromarray(array).save(tmp_path / "a.png")
+    assert_reads(tmp_path / "a.png", array)
+
+
+@pytest.mark.parametrize("array", [GRAY8, GRAY16, RGB8, RGB16])
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"byteorder": ">"}, {"bigtiff": True}])
+def test_tiff(tmp_path, array, options):
+    kind = "rgb" if array.ndim == 3 else "minisblack"
+    tifffile.imwrite(tmp_path / "a.tif", array, photometric=kind, **options)
+    assert_reads(tmp_path / "a.tif", array)
+
+
+def test_tiff_in_planes_white_as_zero_float_and_lzw(tmp_path):
+    tifffile.imwrite(tmp_path / "p.tif", np.moveaxis(RGB16, -1, 0), photometric="rgb", planarconfig="separate")
+    assert_reads(tmp_path / "p.tif", RGB16)
+    tifffile.imwrite(tmp_path / "w.tif", GRAY16, photometric="miniswhite")
+    assert_reads(tmp_path / "w.tif", 65535 - GRAY16)
+    tifffile.imwrite(tmp_path / "f.tif", expected(GRAY8)[0].astype(np.float32), photometric="minisblack")
+    assert_reads(tmp_path / "f.tif", GRAY8)
+    Image.fromarray(RGB8).save(tmp_path / "l.tif", compression="tiff_lzw")
+    assert_reads(tmp_path / "l.tif", RGB8)
+    Image.fromarray(GRAY16).save(tmp_path / "l16.tif", compression="tiff_lzw")
+    assert_reads(tmp_path / "l16.tif", GRAY16)
+    Image.fromarray(GRAY8).convert("P").save(tmp_path / "palette.tif")
+    np.testing.assert_allclose(read_image(tmp_path / "palette.tif").values, expected(GRAY8).repeat(3, 0), atol=1e-6)
+
+
+def test_first_page_of_a_tiff(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.stack([GRAY8, 255 - GRAY8]), photometric="minisblack")
+    assert_reads(tmp_path / "a.tif", GRAY8)
+    assert read_image(tmp_path / "a.tif").notes == ("first of 2 pages",)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_jpeg(tmp_path, mode):
+    smooth = np.linspace(0, 255, 64 * 48).reshape(48, 64).astype(np.uint8)
+    Image.fromarray(smooth).convert(mode).save(tmp_path / "a.jpg", quality=98)
+    values = read_image(tmp_path / "a.jpg").values
+    assert values.shape == (1 if mode == "L" else 3, 48, 64)
+    np.testing.assert_allclose(values, np.broadcast_to(expected(smooth), values.shape), atol=0.03)
+
+
+def test_jpeg_is_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(RGB8).save(tmp_path / "a.jpg", exif=exif)
+    picture = read_image(tmp_path / "a.jpg")
+    assert picture.values.shape == (3, 20, 12)
+    assert picture.notes == ("turned as its EXIF orientation says",)
+
+
+@pytest.mark.parametrize("array", [GRAY8, GRAY16, RGB8, RGB16, GRAY16.astype(">u2")])
+def test_npy(tmp_path, array):
+    np.save(tmp_path / "a.npy", array)
+    assert_reads(tmp_path / "a.npy", array)
+    if array.ndim == 3:
+        np.save(tmp_path / "c.npy", np.moveaxis(array, -1, 0))
+        assert_reads(tmp_path / "c.npy", array)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_npy_of_floats_is_taken_as_it_is(tmp_path, kind):
+    values = RNG.uniform(-1, 1, (3, 12, 20)).astype(kind)
+    np.save(tmp_path / "a.npy", values)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.npy").values, values.astype(np.float32))
+
+
+def test_transparency_is_laid_on_black(tmp_path):
+    alpha = RNG.integers(0, 256, (12, 20, 1), np.uint8)
+    Image.fromarray(np.concatenate([RGB8, alpha], 2)).save(tmp_path / "a.png")
+    picture = read_image(tmp_path / "a.png")
+    assert picture.notes == ("transparency laid on black",)
+    np.testing.assert_allclose(picture.values, expected(np.round(RGB8 * (alpha / 255)).astype(np.uint8)), atol=1e-6)
+
+
+def png_bytes() -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(RNG.integers(0, 256, (64, 64), np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def tiff_bytes() -> bytes:
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, RNG.integers(0, 256, (64, 64), np.uint8), compression="zlib")
+    return stream.getvalue()
+
+
+def npy_bytes(array) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=True)
+    return stream.getvalue()
+
+
+BAD = {
+    "empty.png": (b"", "is empty"),
+    "text.png": (b"hello, this is no image", "is not a PNG, JPEG, TIFF or NPY file"),
+    "cut.png": (png_bytes()[:1000], "cannot be read as PNG"),
+    "head.png": (png_bytes()[:20], "cannot be read as PNG"),
+    "rot.png": (png_bytes()[:100] + bytes(200) + png_bytes()[300:], "cannot be read as PNG"),
+    "head.jpg": (b"\xff\xd8\xff\xe0 no jpeg", "cannot be read as JPEG"),
+    "head.tif": (b"II*\0\xff\xff\xff\x7f", "cannot be read as TIFF"),
+    "cut.tif": (tiff_bytes()[:2000], "cannot be read as TIFF"),
+    "cut.npy": (npy_bytes(np.zeros((50, 50)))[:600], "cannot be read as NPY"),
+    "head.npy": (b"\x93NUMPY\x01\x00garbage", "cannot be read as NPY"),
+    "pickle.npy": (npy_bytes(np.array([{"a": 1}], object)), "cannot be read as NPY"),
+    "nan.npy": (npy_bytes(np.full((8, 8), np.nan)), "NaN or infinite; an image must be finite"),
+    "range.npy": (npy_bytes(np.full((8, 8), 200.0)), r"values from 200 to 200; they must lie in \[-1, 1\]"),
+    "int.npy": (npy_bytes(np.zeros((8, 8), np.int32)), "numbers of type int32; allowed are bool, uint8, uint16"),
+    "text.npy": (npy_bytes(np.array(["a", "b"])), "numbers of type <U1"),
+    "line.npy": (npy_bytes(np.zeros(8)), "has the shape 8; allowed are H x W"),
+    "deep.npy": (npy_bytes(np.zeros((8, 8, 8))), "has the shape 8 x 8 x 8; allowed are H x W"),
+    "none.npy": (npy_bytes(np.zeros((0, 8))), "has 0 values"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_files_give_one_sentence(tmp_path, name):
+    content, message = BAD[name]
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        read_image(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        read_image(tmp_path / "no.png")
+    with pytest.raises(InputError, match="is a folder; a file is wanted"):
+        read_image(tmp_path)
+
+
+def test_a_bomb_is_refused(tmp_path):
+    head = bytearray(npy_bytes(np.zeros((100, 100), np.uint8)))
+    head[:128] = head[:128].replace(b"(100, 100), }", b"(99999, 9999)}")
+    (tmp_path / "a.npy").write_bytes(head)
+    with pytest.raises(InputError):
+        read_image(tmp_path / "a.npy")
+
+
+# ------------------------------------------------------------------ fitting
+
+
+def test_content_gets_its_border_and_loses_it_again():
+    image = RNG.uniform(-1, 1, (1, 28, 28)).astype(np.float32)
+    fitted = fit_image(Picture(image), FRAME)
+    assert fitted.values.shape == (1, 32, 32) and fitted.notes == ("black border added to 32x32",)
+    assert (fitted.values[:, :2] == -1).all() and (fitted.values[..., 30:] == -1).all()
+    np.testing.assert_array_equal(FRAME.crop(fitted.values), image)
+
+
+def test_a_border_that_differs_on_each_side():
+    frame = Frame((1, 10, 12), (1, 2, 3, 4))
+    assert frame.content == (4, 8)
+    padded = frame.pad(np.ones((1, 4, 8)))
+    assert padded.shape == (1, 10, 12) and padded[0, 2, 1] == 1 and padded[0, 1, 1] == -1 and padded[0, 2, 0] == -1
+
+
+def test_full_size_stays_and_others_are_resized():
+    full = RNG.uniform(-1, 1, (1, 32, 32)).astype(np.float32)
+    assert fit_image(Picture(full), FRAME).values is full
+    photo = fit_image(Picture(np.full((3, 100, 50), 0.25, np.float32)), FRAME)
+    assert photo.notes == (
+        "colour turned to gray",
+        "resized and cut from 50x100 to 28x28",
+        "black border added to 32x32",
+    )
+    np.testing.assert_allclose(FRAME.crop(photo.values), 0.25, atol=1e-5)
+
+
+def test_resize_keeps_the_centre():
+    image = np.full((1, 60, 120), -1, np.float32)
+    image[:, :, 30:90] = 1
+    resized = resize_to_fill(image, (20, 20))
+    np.testing.assert_array_equal(resized[..., 3:17], 1)  # at the edge the filter sees what was cut
+    assert resized.min() > 0.8
+
+
+def test_colour_and_gray():
+    red = np.full((3, 32, 32), -1, np.float32)
+    red[0] = 1
+    assert fit_image(Picture(red), FRAME).values[0, 5, 5] == pytest.approx(2 * 0.299 - 1, abs=1e-6)
+    gray = fit_image(Picture(red[:1]), Frame((3, 32, 32)))
+    assert gray.values.shape == (3, 32, 32) and gray.notes == ("gray repeated in each channel",)
+
+
+def test_measurements(tmp_path):
+    path = tmp_path / "y.npy"
+    for shape in ((1, 8, 8), (8, 8), (8, 8, 1)):
+        np.save(path, np.full(shape, 1.5))
+        assert read_measurement(path, (1, 8, 8), FRAME).shape == (1, 8, 8)
+    np.save(path, np.full((28, 28), 0.5))
+    assert read_measurement(path, (1, 32, 32), FRAME)[0, 0, 0] == -1
+    Image.fromarray(GRAY8).save(tmp_path / "y.png")
+    np.testing.assert_allclose(read_measurement(tmp_path / "y.png", (1, 12, 20), FRAME), expected(GRAY8), atol=1e-6)
+    np.save(path, np.arange(5.0))
+    assert read_measurement(path, (5,), FRAME).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_bad_measurements(tmp_path):
+    path = tmp_path / "y.npy"
+    np.save(path, np.zeros((9, 9)))
+    with pytest.raises(InputError, match="has the shape 9 x 9; 1 x 8 x 8 is wanted"):
+        read_measurement(path, (1, 8, 8), FRAME)
+    np.save(path, np.full((1, 8, 8), np.nan))
+    with pytest.raises(InputError, match="NaN or infinite; a measurement must be finite"):
+        read_measurement(path, (1, 8, 8), FRAME)
+    Image.fromarray(GRAY8).save(tmp_path / "y.png")
+    with pytest.raises(InputError, match="give it as floating-point NPY"):
+        read_measurement(tmp_path / "y.png", (1, 12, 20), FRAME, pictorial=False)
+
+
+def test_masks_from_files(tmp_path):
+    white = np.zeros((28, 28), np.uint8)
+    white[:, 14:] = 255
+    Image.fromarray(white).save(tmp_path / "m.png")
+    mask = read_parameter(tmp_path / "m.png", "mask", (1, 32, 32), FRAME)
+    assert mask[0, 5, 5] == 0 and mask[0, 5, 25] == 1 and mask[0, 0, 0] == 1  # the border is known to be black
+    np.save(tmp_path / "m.npy", mask[0].astype(bool))
+    np.testing.assert_array_equal(read_parameter(tmp_path / "m.npy", "mask", (1, 32, 32), FRAME), mask)
+    np.save(tmp_path / "bad.npy", mask * 0.5)
+    with pytest.raises(InputError, match="values other than 0 and 1"):
+        read_parameter(tmp_path / "bad.npy", "mask", (1, 32, 32), FRAME)
+    with pytest.raises(InputError, match="has the shape 1 x 32 x 32; 1 x 16 x 16 is wanted"):
+        read_parameter(tmp_path / "bad.npy", "mask", (1, 16, 16), Frame((1, 16, 16)))
+
+
+def test_kernels_from_files(tmp_path):
+    np.save(tmp_path / "k.npy", np.full((3, 3), 1 / 9))
+    assert read_parameter(tmp_path / "k.npy", "kernel", (3, 3), FRAME).shape == (3, 3)
+    np.save(tmp_path / "k.npy", np.ones((3, 3)))
+    with pytest.raises(InputError, match="sums to 9; a blur kernel must sum to 1"):
+        read_parameter(tmp_path / "k.npy", "kernel", (3, 3), FRAME)
+    Image.fromarray(np.full((3, 3), 200, np.uint8)).save(tmp_path / "k.png")
+    np.testing.assert_allclose(read_parameter(tmp_path / "k.png", "kernel", (3, 3), FRAME), 1 / 9, atol=1e-6)
