@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import typer
+
 from rlsd.engine import RlsdError, Status
 from rlsd.pipeline import commands
 from rlsd.pipeline.errors import InputError

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+
 from rlsd.pipeline import demo as demo_run
 from rlsd.pipeline import options as o
 from rlsd.pipeline import show
@@ -143,7 +144,7 @@ def export(
     features: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Feature extractor for the repulsion; default: the checkpoint's.")
     ] = None,
-    name: Annotated[str | None, typer.Option(metavar="NAME", help="Its name; default: the checkpoint's folder.")] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Its name; default: the folder's.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", metavar="", help="Replace an existing bundle.")] = False,
 ) -> None:
     """Turn a diffusion checkpoint into a bundle (needs torch: pip install 'rlsd\\[export]')."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
+
 from rlsd.engine import Engine
 from rlsd.pipeline.errors import InputError
 from rlsd.pipeline.grid import stack

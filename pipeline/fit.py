@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
 from rlsd.pipeline.errors import InputError, about
 from rlsd.pipeline.images import Picture, channels_first, kind_of, read_image, read_npy, scaled
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
+
 from rlsd.pipeline.picture import FAINT, INK, PAPER, enlarged, font
 
-CELL, GAP, MARGIN, PER_ROW = 140, 10, 14, 12
-TITLE, LABELS = 30, 36
+SMALL_CELL, LARGE_CELL, WIDEST = 140, 240, 1900  # pixels
+GAP, MARGIN, TITLE, LABELS = 10, 14, 30, 36
 
 
 @dataclass(frozen=True)
@@ -21,27 +22,31 @@ class Cell:
     detail: str = ""
 
 
-def draw_grid(title: str, cells: Sequence[Cell], per_row: int = PER_ROW) -> Image.Image:
-    """All cells in rows of `per_row`, under a title."""
+def draw_grid(title: str, cells: Sequence[Cell]) -> Image.Image:
+    """All cells under a title, in as few rows as fit the width, all about as long."""
+    side = SMALL_CELL if max(max(cell.image.size) for cell in cells) <= SMALL_CELL else LARGE_CELL
+    count = -(-len(cells) * (side + GAP) // (WIDEST - 2 * MARGIN + GAP))
+    per_row = -(-len(cells) // count)
     rows = [cells[start : start + per_row] for start in range(0, len(cells), per_row)]
-    width = 2 * MARGIN + max(map(len, rows)) * (CELL + GAP) - GAP
-    height = TITLE + 2 * MARGIN + len(rows) * (CELL + LABELS + GAP) - GAP
+    width = 2 * MARGIN + per_row * (side + GAP) - GAP
+    height = TITLE + 2 * MARGIN + len(rows) * (side + LABELS + GAP) - GAP
     sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((MARGIN, MARGIN), title, INK, font(17))
     for index, row in enumerate(rows):
-        top = MARGIN + TITLE + index * (CELL + LABELS + GAP)
+        top = MARGIN + TITLE + index * (side + LABELS + GAP)
         for column, cell in enumerate(row):
-            _draw_cell(sheet, draw, cell, MARGIN + column * (CELL + GAP), top)
+            _draw_cell(sheet, draw, cell, (MARGIN + column * (side + GAP), top), side)
     return sheet
 
 
-def _draw_cell(sheet: Image.Image, draw: ImageDraw.ImageDraw, cell: Cell, left: int, top: int) -> None:
+def _draw_cell(sheet: Image.Image, draw: ImageDraw.ImageDraw, cell: Cell, corner: tuple[int, int], side: int) -> None:
+    left, top = corner
     draw.text((left, top), cell.label, INK, font(14))
     draw.text((left, top + 17), cell.detail, FAINT, font(12))
-    shown = enlarged(cell.image.convert("RGB"), CELL)
+    shown = enlarged(cell.image.convert("RGB"), side)
     # smaller pictures stand in the middle of their cell
-    sheet.paste(shown, (left + (CELL - shown.width) // 2, top + LABELS + (CELL - shown.height) // 2))
+    sheet.paste(shown, (left + (side - shown.width) // 2, top + LABELS + (side - shown.height) // 2))
 
 
 def stack(sheets: Sequence[Image.Image]) -> Image.Image:

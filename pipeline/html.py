@@ -19,6 +19,7 @@ section.card { background: var(--paper); border: 1px solid var(--line); border-r
 .grid { max-width: 100%; height: auto; display: block; margin: 4px 0 10px; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px; }
 th, td { text-align: left; padding: 4px 18px 4px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+.cards td { overflow-wrap: anywhere; }
 th { font-weight: 600; color: var(--faint); white-space: nowrap; } tr:last-child td { border-bottom: 0; }
 td.number, th.number { text-align: right; }
 details { margin: 8px 0 0; } summary { cursor: pointer; color: var(--accent); }

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import tifffile
 from PIL import ExifTags, Image, ImageOps
+
 from rlsd.pipeline.errors import InputError, about
 
 MAX_PIXELS = 100_000_000

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+
 from rlsd.engine import Engine, Job, normal
 from rlsd.engine.library import STREAM_USER
 from rlsd.pipeline.errors import InputError, about

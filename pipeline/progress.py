@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
+
 from rlsd.pipeline.reconstruct import Report
 
 SECONDS_BETWEEN_LINES = 10.0

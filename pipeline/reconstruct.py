@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from rlsd.engine import Engine, RlsdError, Status
 from rlsd.pipeline.items import Item
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from PIL.PngImagePlugin import PngInfo
+
 from rlsd.engine import Engine
 from rlsd.pipeline import metrics, picture
 from rlsd.pipeline.fit import Frame

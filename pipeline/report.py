@@ -44,10 +44,11 @@ def build_report(
     seconds: float,
 ) -> dict[str, Any]:
     """The whole report as plain values: describe_run's, times, and each item's record (record.record)."""
+    order = {task["task"]: index for index, task in enumerate(described["tasks"])}
     return {
         **described,
         "time": times(engine, seconds),
-        "items": sorted(records, key=lambda record: (str(record["task"]), int(record["item"]))),
+        "items": sorted(records, key=lambda record: (order[record["task"]], record["item"])),
         "failed": list(failed),
     }
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+
 from rlsd.engine import Engine
 from rlsd.pipeline.errors import InputError
 from rlsd.pipeline.html import to_html

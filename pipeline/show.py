@@ -10,6 +10,7 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
+
 from rlsd.engine import Engine
 from rlsd.pipeline.items import frame_of
 from rlsd.pipeline.machine import libraries, machine, versions

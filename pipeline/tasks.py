@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+
 from rlsd.pipeline import masks
 from rlsd.pipeline.errors import InputError
 from rlsd.pipeline.presets import FAMILIES, Preset

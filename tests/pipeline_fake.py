@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+
 from rlsd.engine import Job, OperatorInfo, Result, RlsdError, Status, normal
 
 MANIFEST = "rlsd-bundle 1\nname fake\n"
@@ -99,7 +100,9 @@ class FakeEngine:
             handle.step += 1
             self.steps += handle.job.particles
             if handle.job.item in self.broken:
-                failed = handle.error = RlsdError(Status.NON_FINITE, f"item {handle.job.item} became NaN at step 1 of 9")
+                failed = handle.error = RlsdError(
+                    Status.NON_FINITE, f"item {handle.job.item} became NaN at step 1 of 9"
+                )
         self.handles = [handle for handle in self.handles if handle.info().state != 3]
         if failed:
             raise failed

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from rlsd.models import fashion
 
 pytest.importorskip("torch")
@@ -17,11 +18,12 @@ pytest.importorskip("diffusers")
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from PIL import Image
+from safetensors.torch import load_file
+
 from rlsd.models.fashion import data, train
 from rlsd.models.fashion.classifier import Classifier
 from rlsd.models.fashion.evaluate import frechet, histogram_entropy, psnr
 from rlsd.models.fashion.loop import Recipe, batch_indices
-from safetensors.torch import load_file
 
 CHECKPOINT = fashion.CHECKPOINT
 
@@ -127,9 +129,12 @@ def test_an_epoch_visits_every_item_once() -> None:
 
 
 def test_rate_warms_up_and_ends_near_zero() -> None:
-    recipe = replace(train.RECIPES["unet"], steps=1000, warmup=100, lr=1.0)
+    recipe = Recipe(steps=1000, lr=1.0, warmup=100)
     assert recipe.rate(0) == pytest.approx(0.01) and recipe.rate(99) == 1.0
     assert recipe.rate(999) < 1e-4
+    cut = replace(recipe, steps=600, horizon=1000, cooldown=200)
+    assert all(cut.rate(step) == recipe.rate(step) for step in range(401))
+    assert cut.rate(500) == pytest.approx(0.5 * recipe.rate(500)) and cut.rate(599) < 0.01
 
 
 def test_missing_data_names_the_package(tmp_path: Path) -> None:

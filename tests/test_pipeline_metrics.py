@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from rlsd.pipeline import metrics
 from skimage.metrics import peak_signal_noise_ratio
+
+from rlsd.pipeline import metrics
 
 RNG = np.random.default_rng(1)
 

@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
+
 from rlsd.models.fashion import CHECKPOINT, CLASS_NAMES, PATH, data, load_classifier
 from rlsd.models.fashion.classifier import Classifier
 from rlsd.models.fashion.networks import NULL, Prior, Schedule, Vae, load_checkpoint
-from torch import Tensor
 
 TARGETS = {"psnr_32": 24.0, "accuracy": 0.91, "confident_ratio": 0.9, "histogram_entropy": 0.9}
 CONFIDENT = 0.9

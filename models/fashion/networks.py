@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
 from rlsd.models.fashion import CLASS_NAMES
 from rlsd.models.fashion.classifier import Classifier
 from rlsd.models.fashion.data import PAD
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 
 # diffusers' lazy imports show mypy placeholder classes without methods: its objects are Any to the type checker.
 Vae = Any  # diffusers.AutoencoderKL

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
+
 from rlsd.models.fashion import CHECKPOINT, data
 from rlsd.models.fashion.classifier import Classifier
 from rlsd.models.fashion.loop import Module, Recipe, batch_indices, generator, train
 from rlsd.models.fashion.networks import NULL, Prior, Vae, build_scheduler, build_vae, write_checkpoint
-from torch import Tensor
-from torch.nn import functional as F
 
 PHASES = ("vae", "classifier", "classifier-mild", "unet", "export-weights")
 RECIPES = {

@@ -1,0 +1,165 @@
+"""Jobs that end early: cancelled, not finite, refused. The engine and the other jobs go on."""
+
+import dataclasses
+import re
+import threading
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx")
+from bundle_factory import write_bundle
+from tiny import make_job, make_nets
+
+from rlsd.engine import Engine, Params, RlsdError, Status
+
+NETS = make_nets()
+PARAMS = Params(steps=21, gamma=3.0, lr_x=0.05, lr_z=0.05)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return write_bundle(tmp_path_factory.mktemp("tiny") / "bundle", NETS, 3)
+
+
+def poisoned(tmp_path, value, t=51, batch=3):
+    """A bundle whose denoiser returns `value` at timestep t."""
+    nets = make_nets()
+    nets.weights["offset"][t] = value
+    return write_bundle(tmp_path / "poisoned", nets, batch)
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan, 1e30])
+def test_what_is_not_finite_is_found_within_the_step(tmp_path, bundle, value):
+    """Timestep 51 is step 10 of K = 21 and no step of K = 31: 120 // 21 = 5, 120 // 31 = 3."""
+    healthy = make_job(NETS, particles=4, params=dataclasses.replace(PARAMS, steps=31))
+    with Engine(bundle) as engine:
+        wanted = engine.reconstruct([healthy])[0].particles.tobytes()
+    with Engine(poisoned(tmp_path, value, t=51), threads=2) as engine:
+        ill = engine.submit(make_job(NETS, particles=2, item=9, params=PARAMS))
+        well = engine.submit(healthy)
+        for _ in range(10):
+            engine.tick()
+        assert ill.info().status == 0
+        with pytest.raises(RlsdError, match=r"item 9.*particle 0.*step 10") as raised:
+            engine.tick()
+        assert raised.value.status == Status.NON_FINITE
+        engine.run()
+        assert well.result().particles.tobytes() == wanted
+        with pytest.raises(RlsdError, match="item 9"):
+            ill.result()
+
+
+@pytest.mark.parametrize("variant", ["rlsd", "rlsd-nonaug"])
+@pytest.mark.parametrize("repulsion", ["features", "latent"])
+def test_a_decoder_that_overflows(tmp_path, variant, repulsion):
+    nets = make_nets(linear=True)
+    nets.weights["V1"] *= np.float32(1e20)
+    nets.weights["V2"] *= np.float32(1e20)
+    params = dataclasses.replace(PARAMS, variant=variant, repulsion=repulsion)
+    with Engine(write_bundle(tmp_path / "bundle", nets, 3)) as engine:
+        handle = engine.submit(make_job(NETS, particles=40, params=params))
+        with pytest.raises(RlsdError, match="particle") as raised:
+            engine.run()
+        assert raised.value.status == Status.NON_FINITE
+        assert handle.info().step == 0
+
+
+def test_run_reports_the_first_failure_after_finishing_the_others(tmp_path):
+    with Engine(poisoned(tmp_path, np.inf, t=51)) as engine:
+        handles = [engine.submit(make_job(NETS, item=i, params=PARAMS)) for i in range(2)]
+        handles.append(engine.submit(make_job(NETS, item=2, params=dataclasses.replace(PARAMS, steps=31))))
+        with pytest.raises(RlsdError, match="item 0"):
+            engine.run()
+        assert handles[2].result().particles.any()
+        assert engine.tick() == 0
+
+
+def test_cancel_from_another_thread(bundle):
+    with Engine(bundle, threads=2, max_particles=4) as engine:
+        endless = dataclasses.replace(PARAMS, steps=120)
+        handles = [engine.submit(make_job(NETS, item=i, params=endless)) for i in range(400)]
+        timer = threading.Timer(0.1, engine.cancel)
+        timer.start()
+        with pytest.raises(RlsdError) as raised:
+            engine.run()
+        timer.join()
+        assert raised.value.status == Status.CANCELLED
+        assert handles[-1].info().status == Status.CANCELLED
+        assert not handles[-1]._particles.any()
+        assert len(engine.reconstruct([make_job(NETS, params=PARAMS)])) == 1
+
+
+def test_progress_counts_and_stops(bundle):
+    seen = []
+
+    def progress(now):
+        seen.append(now)
+        return len(seen) == 5
+
+    with Engine(bundle, progress=progress) as engine:
+        engine.submit(make_job(NETS, particles=3, params=PARAMS))
+        with pytest.raises(RlsdError) as raised:
+            engine.run()
+    assert raised.value.status == Status.CANCELLED
+    assert [now.particle_steps for now in seen] == [3, 6, 9, 12, 15]
+    assert [now.particle_steps_left for now in seen] == [57, 54, 51, 48, 45]
+    assert {(now.jobs_queued, now.jobs_active, now.jobs_done) for now in seen} == {(0, 1, 0)}
+
+
+def test_an_exception_in_the_callback_comes_back(bundle):
+    def progress(now):
+        raise KeyError("mine")
+
+    with Engine(bundle, progress=progress) as engine:
+        engine.submit(make_job(NETS, params=PARAMS))
+        with pytest.raises(KeyError, match="mine"):
+            engine.run()
+        assert engine.tick() == 0
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"operator": "zoom"}, "zoom.*inpainting, saturate"),
+        ({"y": np.zeros(3, np.float32)}, "y has 3 elements, 16 are needed"),
+        ({"y": np.full((1, 4, 4), np.nan, np.float32)}, "y has a value that is not finite"),
+        ({"operator_params": {}}, "mask|parameters"),
+        ({"operator_params": {"musk": np.zeros((1, 4, 4), np.float32)}}, "mask"),
+        ({"operator_params": {"mask": np.zeros(3, np.float32)}}, "mask.*3.*16"),
+        ({"operator_params": {"mask": np.full((1, 4, 4), np.inf, np.float32)}}, "mask.*not finite"),
+        ({"particles": 0}, "particles is 0"),
+        ({"particles": -2}, "particles is -2"),
+        ({"context": np.zeros(5, np.float32)}, "context has 5 elements, 6 are needed"),
+        ({"params": Params(steps=121)}, "steps is 121, allowed is 2 to 120"),
+        ({"params": Params(steps=9, guidance=2.0)}, "guidance is 2.*context"),
+    ],
+)
+def test_refusals_name_field_and_value(bundle, changes, words):
+    with Engine(bundle) as engine:
+        with pytest.raises(RlsdError, match=words) as raised:
+            engine.submit(dataclasses.replace(make_job(NETS), **changes))
+        assert raised.value.status == Status.INVALID_ARGUMENT
+        assert engine.tick() == 0
+
+
+def test_features_that_the_bundle_does_not_have(tmp_path):
+    bundle = write_bundle(tmp_path / "bundle", NETS, with_features=False)
+    with Engine(bundle) as engine, pytest.raises(RlsdError, match=r"repulsion.*features"):
+        engine.submit(make_job(NETS, params=Params(steps=9, repulsion="features", gamma=1.0)))
+
+
+@pytest.mark.parametrize("field", ["rho", "lambda_", "lr_x", "lr_z", "gamma", "guidance", "beta1", "adam_eps"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1e30])
+def test_params_check_themselves(field, value):
+    with pytest.raises(ValueError, match=re.escape(f"{field.rstrip('_')} is {value}")):
+        Params(**{field: value})
+
+
+def test_nothing_is_released_twice(bundle):
+    with Engine(bundle) as engine:
+        handle = engine.submit(make_job(NETS, params=PARAMS))
+        engine.run()
+        engine.close()
+        engine.close()
+    del handle

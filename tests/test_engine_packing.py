@@ -1,0 +1,121 @@
+"""A job's bytes are its own: whatever it is packed with, in whatever order, on however many threads."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx")
+from bundle_factory import write_bundle
+from tiny import make_job, make_nets
+
+from rlsd.engine import Engine, Params
+
+NETS = make_nets()
+
+
+def params(**changes):
+    return Params(**({"steps": 21, "gamma": 3.0, "lr_x": 0.05, "lr_z": 0.05, "repulsion_until": 0.6} | changes))
+
+
+@pytest.fixture(scope="module", params=[(1,), (3,), (1, 4)], ids=str)
+def bundle(request, tmp_path_factory):
+    return write_bundle(tmp_path_factory.mktemp("tiny") / "bundle", NETS, *request.param)
+
+
+def jobs():
+    """Eight jobs that differ in everything a job can differ in."""
+    loud = np.full((2, 3), 0.8, np.float32)
+    return [
+        make_job(NETS, particles=5, params=params()),
+        make_job(NETS, "saturate", particles=2, seed=1, params=params(gamma=0.0)),
+        make_job(NETS, particles=1, item=2, params=params(steps=7)),
+        make_job(NETS, particles=4, params=params(variant="rlsd-nonaug")),
+        make_job(NETS, "saturate", particles=3, seed=4, params=params(repulsion="latent", steps=33)),
+        make_job(NETS, particles=2, context=loud, params=params(guidance=3.0, gamma=0.0)),
+        make_job(NETS, particles=7, item=6, params=params(steps=2)),
+        make_job(NETS, "saturate", particles=2, item=7, params=params(variant="rlsd-nonaug", repulsion="latent")),
+    ]
+
+
+def run(bundle, jobs, **options):
+    with Engine(bundle, **options) as engine:
+        return [result.particles.tobytes() + result.latents.tobytes() for result in engine.reconstruct(jobs)]
+
+
+@pytest.fixture(scope="module")
+def alone(bundle):
+    return [run(bundle, [job], threads=1)[0] for job in jobs()]
+
+
+def test_different_jobs_have_different_results(alone):
+    assert len(set(alone)) == len(alone)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+def test_packed_together(bundle, alone, threads):
+    assert run(bundle, jobs(), threads=threads) == alone
+
+
+@pytest.mark.parametrize("most", [1, 2, 5, 9])
+def test_a_few_particles_at_a_time(bundle, alone, most):
+    assert run(bundle, jobs(), threads=2, max_particles=most) == alone
+
+
+def test_order_of_submission(bundle, alone):
+    order = [4, 0, 7, 2, 6, 1, 5, 3]
+    assert run(bundle, [jobs()[i] for i in order], threads=2) == [alone[i] for i in order]
+
+
+def test_jobs_join_between_ticks(bundle, alone):
+    handles = []
+    with Engine(bundle, threads=2) as engine:
+        for job in jobs():
+            handles.append(engine.submit(job))
+            for _ in range(3):
+                left = engine.tick()
+            assert left >= 1
+        engine.run()
+        found = [handle.result() for handle in handles]
+    assert [result.particles.tobytes() + result.latents.tobytes() for result in found] == alone
+
+
+def test_an_engine_can_be_used_again(bundle, alone):
+    with Engine(bundle, threads=2) as engine:
+        for _ in range(2):
+            results = engine.reconstruct(jobs())
+            assert [result.particles.tobytes() + result.latents.tobytes() for result in results] == alone
+
+
+def test_engines_in_parallel_threads(bundle, alone):
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: run(bundle, jobs(), threads=2), range(4)):
+            assert found == alone
+
+
+def test_a_released_job_leaves_the_others_alone(bundle, alone):
+    with Engine(bundle, threads=2) as engine:
+        handles = [engine.submit(job) for job in jobs()]
+        engine.tick()
+        engine.tick()
+        for i in (5, 3, 0):
+            handles.pop(i).release()
+        engine.run()
+        found = [handle.result() for handle in handles]
+    kept = [alone[i] for i in (1, 2, 4, 6, 7)]
+    assert [result.particles.tobytes() + result.latents.tobytes() for result in found] == kept
+
+
+def test_the_numbers_depend_on_seed_item_and_particle(bundle):
+    def first(**changes):
+        return run(bundle, [make_job(NETS, params=params(gamma=0.0, steps=3), **changes)])[0]
+
+    assert len({first(seed=s, item=i, particles=1) for s, i in ((0, 0), (1, 0), (2**32, 0), (0, 1))}) == 4
+
+
+def test_a_job_runs_though_nobody_keeps_its_handle(bundle):
+    with Engine(bundle) as engine:
+        engine.submit(make_job(NETS, particles=2, params=params()))
+        assert engine.tick() == 1
+        engine.run()
+        assert engine.stats()["particle_steps"] == 2 * 20

@@ -1,0 +1,95 @@
+"""The output folder: complete items or nothing, whatever happens in between."""
+
+import os
+
+import pytest
+
+from rlsd.pipeline.errors import InputError
+from rlsd.pipeline.output import OutputFolder
+
+
+def files_in(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_items_and_files_appear_complete(tmp_path):
+    out = tmp_path / "deep" / "out"
+    with OutputFolder(out, ["a", "t/b"]) as folder:
+        for name in ("a", "t/b"):
+            with folder.item(name) as path:
+                (path / "grid.png").write_bytes(b"x")
+                assert not (out / name).exists()
+        folder.file("report.json", "{}")
+    assert files_in(out) == ["a", "a/grid.png", "report.json", "t", "t/b", "t/b/grid.png"]
+
+
+def test_a_fault_in_the_middle_leaves_nothing(tmp_path):
+    out = tmp_path / "deep" / "out"
+    with pytest.raises(RuntimeError), OutputFolder(out, ["a"]) as folder, folder.item("a") as path:
+        (path / "grid.png").write_bytes(b"x")
+        raise RuntimeError
+    assert files_in(tmp_path) == []
+
+
+def test_a_fault_leaves_the_items_that_were_complete(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt), OutputFolder(out, ["a", "b"]) as folder:
+        with folder.item("a") as path:
+            (path / "grid.png").write_bytes(b"x")
+        with folder.item("b") as path:
+            (path / "grid.png").write_bytes(b"x")
+            raise KeyboardInterrupt
+    assert files_in(out) == ["a", "a/grid.png"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "rename"])
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, call):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    folder = OutputFolder(tmp_path / "out", ["a"])
+    with pytest.raises(OSError, match="No space"), folder, folder.item("a") as path:
+        (path / "grid.png").write_bytes(b"x")
+        monkeypatch.setattr(f"os.{call}", fail)
+    assert files_in(tmp_path) == []
+
+
+def test_overwrite_replaces_only_what_is_ours(tmp_path):
+    out = tmp_path / "out"
+    with OutputFolder(out, ["a"]) as folder, folder.item("a") as path:
+        (path / "particle_00.png").write_bytes(b"old")
+        (path / "particle_01.png").write_bytes(b"old")
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="is not empty: name another folder or add --overwrite"):
+        OutputFolder(out, ["a"]).check()
+    with OutputFolder(out, ["a"], overwrite=True) as folder, folder.item("a") as path:
+        (path / "particle_00.png").write_bytes(b"new")
+    assert files_in(out) == ["a", "a/particle_00.png", "notes.txt"]
+    assert (out / "a" / "particle_00.png").read_bytes() == b"new"
+    (out / "a" / "holiday.jpg").write_bytes(b"mine")
+    with pytest.raises(InputError, match="was not written by rlsd: it will not be replaced"):
+        OutputFolder(out, ["a"], overwrite=True).check()
+
+
+def test_overwriting_that_fails_keeps_the_old(tmp_path, monkeypatch):
+    out, rename = tmp_path / "out", os.rename
+    with OutputFolder(out, ["a"]) as folder, folder.item("a") as path:
+        (path / "grid.png").write_bytes(b"old")
+
+    def fail_to_place_the_new(source, target):
+        if target == out / "a" and not str(source).endswith(".old"):
+            raise OSError(28, "No space left on device")
+        rename(source, target)
+
+    monkeypatch.setattr("os.rename", fail_to_place_the_new)
+    folder = OutputFolder(out, ["a"], overwrite=True)
+    with pytest.raises(OSError, match="No space"), folder, folder.item("a") as path:
+        (path / "grid.png").write_bytes(b"new")
+    assert files_in(out) == ["a", "a/grid.png"] and (out / "a" / "grid.png").read_bytes() == b"old"
+
+
+def test_unusable_output_folders(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(InputError, match="is a file; a folder is wanted"):
+            OutputFolder(path, []).check()
