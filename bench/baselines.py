@@ -11,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
+
 from rlsd.engine import Params, normal
 from rlsd.export.package import Networks
-from torch import Tensor
 
 Z_STREAM, X_STREAM = 0xFFFFFFFF, 0xFFFFFFFE
 

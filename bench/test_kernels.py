@@ -48,7 +48,9 @@ def test_normal_numbers(benchmark, who, count):
     benchmark.group = f"normal numbers {count}"
     assert abs(normal(0, 0, 0, 0, 16384).std() - 1) < 0.02
     generator = np.random.Generator(np.random.Philox(0))
-    draw = (lambda: normal(0, 0, 0, 0, count)) if who == "core" else (lambda: generator.standard_normal(count, np.float32))
+    draw = (
+        (lambda: normal(0, 0, 0, 0, count)) if who == "core" else (lambda: generator.standard_normal(count, np.float32))
+    )
     benchmark(draw)
 
 
@@ -98,7 +100,10 @@ def test_upsampling_convolution(benchmark, who):
     benchmark.group = "upsampling + 3x3 convolution"
     x = rng.standard_normal((2, 32, 16, 16)).astype(np.float32)
     kernel = rng.standard_normal((32, 32, 3, 3)).astype(np.float32) / 17
-    rows = {1: [kernel[:, :, 0], kernel[:, :, 1] + kernel[:, :, 2]], 0: [kernel[:, :, 0] + kernel[:, :, 1], kernel[:, :, 2]]}
+    rows = {
+        1: [kernel[:, :, 0], kernel[:, :, 1] + kernel[:, :, 2]],
+        0: [kernel[:, :, 0] + kernel[:, :, 1], kernel[:, :, 2]],
+    }
     phases = []
     for a in (0, 1):
         row = np.stack(rows[a], 2)

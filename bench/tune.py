@@ -49,7 +49,9 @@ def training_images(folder: Path, count: int) -> np.ndarray:
     """[count, 1, 32, 32] in [-1, 1], padded with black."""
     raw = gzip.decompress((folder / "train-images-idx3-ubyte.gz").read_bytes())
     pixels = np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 28, 28)[FIRST : FIRST + count]
-    return np.pad(pixels / np.float32(127.5) - 1, ((0, 0), (2, 2), (2, 2)), constant_values=-1)[:, None].astype(np.float32)
+    return np.pad(pixels / np.float32(127.5) - 1, ((0, 0), (2, 2), (2, 2)), constant_values=-1)[:, None].astype(
+        np.float32
+    )
 
 
 def search(engine: Engine, task: Task, images: np.ndarray) -> list[dict]:
@@ -63,7 +65,7 @@ def search(engine: Engine, task: Task, images: np.ndarray) -> list[dict]:
     repelled = evaluate(engine, task, images, [Params(steps=STEPS, gamma=g, **chosen) for g in GAMMAS])
     fine = [line for line in repelled if line["psnr_best"] >= repelled[0]["psnr_best"] - 0.2]
     final = max(fine, key=lambda line: line["deviation"])
-    print(f"{task.name}: {({key: final['params'][key] for key in (*GRID, 'gamma')})} " + figures(final), flush=True)
+    print(f"{task.name}: { ({key: final['params'][key] for key in (*GRID, 'gamma')}) } " + figures(final), flush=True)
     return [*tried, *repelled, {**final, "chosen": True}]
 
 

@@ -40,7 +40,7 @@ class Job:
     seed: int = 0
     item: int = 0
     context: np.ndarray | None = None
-    params: Params = Params()
+    params: Params = Params()  # noqa: RUF009 (frozen: one for all is fine)
 
 
 @dataclass(frozen=True)

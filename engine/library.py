@@ -122,7 +122,10 @@ class JobInfoStruct(c.Structure):
 class StatsStruct(c.Structure):
     _fields_ = [
         ("size", c.c_size_t),
-        *((name, c.c_int64) for name in ("ticks", "particle_steps", "denoiser_runs", "decoder_runs", "decoder_pull_runs")),
+        *(
+            (name, c.c_int64)
+            for name in ("ticks", "particle_steps", "denoiser_runs", "decoder_runs", "decoder_pull_runs")
+        ),
         *((name, c.c_double) for name in ("denoiser", "decoder", "decoder_pull", "features", "operators")),
         *((name, c.c_double) for name in ("repulsion", "elementwise", "idle", "wall")),
     ]
@@ -136,7 +139,9 @@ def library_path() -> Path:
     for folder in folders:
         if (folder / "librlsd.so").is_file():
             return folder / "librlsd.so"
-    raise FileNotFoundError(f"librlsd.so is not in {', '.join(map(str, folders))}: install rlsd, or build it with cmake")
+    raise FileNotFoundError(
+        f"librlsd.so is not in {', '.join(map(str, folders))}: install rlsd, or build it with cmake"
+    )
 
 
 def find_onnxruntime() -> str | None:

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
+from torch import Tensor, nn
+
 from rlsd.engine import library_path
 from rlsd.export.trace import plain_attention
-from torch import Tensor, nn
 
 LIMIT = 1e-4  # largest allowed ||got - want|| / ||want||
 

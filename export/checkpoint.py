@@ -13,11 +13,12 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from rlsd.export.operators import operators as all_operators
-from rlsd.export.package import Networks, package
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
+
+from rlsd.export.operators import operators as all_operators
+from rlsd.export.package import Networks, package
 
 
 class CheckpointError(ValueError):

@@ -10,8 +10,9 @@ import onnx
 import onnx_ir as ir
 import torch
 from onnxscript.values import Op, Opset
-from rlsd.export.trace import plain_attention
 from torch import Tensor, nn
+
+from rlsd.export.trace import plain_attention
 
 OPSET = 20
 DOMAIN = Opset("rlsd", 1)  # the engine's custom operators: engine/src/custom_ops.cpp

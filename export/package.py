@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import torch
+from torch import Tensor, nn
+
 from rlsd.export import check
 from rlsd.export.bundle import BundleWriter
 from rlsd.export.onnx_graph import to_onnx
@@ -21,7 +23,6 @@ from rlsd.export.operators import default_parameters
 from rlsd.export.pullback import Split, split
 from rlsd.export.tabulate import tabulate
 from rlsd.export.trace import to_aten
-from torch import Tensor, nn
 
 VERSION = "0.1.0"
 

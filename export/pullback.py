@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from rlsd.export.trace import plain_attention
 from torch import Tensor, fx, nn
 from torch._decomp import get_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
+
+from rlsd.export.trace import plain_attention
 
 aten = torch.ops.aten
 

@@ -11,9 +11,10 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from rlsd.export import ops
 from torch import Tensor, fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from rlsd.export import ops
 
 aten = torch.ops.aten
 

@@ -60,6 +60,8 @@ def reconstruct(
     }  # fmt: skip
     with open_model(model, threads=threads) as engine:
         chosen = find_task(task, engine.operators)
+        if measured and sigma is None:
+            changes["sigma"] = 0.0  # not known
         settings = settings_for(chosen, family_of(engine.image_shape), changes)
         plan = Plan(chosen, settings, name_sources(input), measured, parameter_files(mask, param))
         announce(run_plans(engine, [plan], out, overwrite=overwrite, console=Console(stderr=True)))
@@ -78,14 +80,11 @@ def parameter_files(masks: Sequence[Path] | None, parameters: Sequence[str] | No
 
 def announce(finished: Finished) -> None:
     """Results on standard output; items that failed end the program with code 1."""
-    console = Console()
-    show.show_results(finished.report, console)
-    console.print(
-        f"Pictures in {finished.page.parent}, all of them in {finished.page}", soft_wrap=True, highlight=False
-    )
+    show.show_results(finished.report, Console())
+    typer.echo(f"Pictures in {finished.page.parent}, all of them in {finished.page}")
     failed = finished.report["failed"]
     for each in failed:
-        Console(stderr=True).print(f"rlsd: {each['name']}: {each['error']}", soft_wrap=True, highlight=False)
+        typer.echo(f"rlsd: {each['name']}: {each['error']}", err=True)
     if failed:
         raise typer.Exit(1)
 
@@ -154,7 +153,7 @@ def export(
         raise InputError(f"batch is {batch!r}; whole numbers are wanted, as 2 or 2,8") from None
     names = None if operators == "all" else [name.strip() for name in operators.split(",")]
     try:
-        from rlsd.export import CheckpointError, export_checkpoint
+        from rlsd.export import CheckError, export_checkpoint
     except ModuleNotFoundError as error:
         raise InputError(f"export needs {error.name}, which is not installed: pip install 'rlsd[export]'") from None
     try:
@@ -162,6 +161,9 @@ def export(
             checkpoint, out, precision=precision, size=size, operators=names, batches=batches, features=features,
             name=name, overwrite=overwrite,
         )  # fmt: skip
-    except (CheckpointError, FileExistsError, ValueError) as error:
-        raise InputError(str(error)) from error
-    Console().print(f"Bundle written to {path}", soft_wrap=True, highlight=False)
+    except CheckError as error:
+        typer.echo(f"rlsd: {error}", err=True)
+        raise typer.Exit(1) from None
+    except (ValueError, OSError) as error:  # CheckpointError is a ValueError; diffusers says OSError
+        raise InputError(" ".join(str(error).split())) from error
+    typer.echo(f"Bundle written to {path}")

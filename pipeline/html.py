@@ -110,7 +110,7 @@ def _item(item: Mapping[str, Any]) -> str:
     rows = [[str(i), *(_number(v[i], form) if i < len(v) else "" for v, form in values)] for i in range(count)]
     return (
         f'<section class="card"><h3>{folder}</h3>'
-        f'<a href="{folder}/grid.png"><img class="grid" src="{folder}/grid.png" alt="grid of {folder}"></a>'
+        f'<a href="{folder}/grid.png"><img class="grid" loading="lazy" src="{folder}/grid.png" alt="{folder}"></a>'
         + table([title for title, _ in shown], [[value for _, value in shown]])
         + f"<details><summary>each particle, files</summary>{table(columns, rows)}"
         f'<p class="faint">from {escape(source)}</p><p>'

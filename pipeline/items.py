@@ -95,7 +95,7 @@ def context_of(engine: Engine, label: str | None) -> np.ndarray | None:
 def name_sources(paths: Sequence[Path]) -> list[Source]:
     """The files in their order, named after their stems; a stem met before gets a number."""
     sources: list[Source] = []
-    taken: set[str] = set()
+    taken = {"report.json", "report.html", "overview.png"}
     for index, path in enumerate(paths):
         stem = re.sub(r"[^\w.-]+", "-", path.stem).strip(".-") or "item"
         name, count = stem, 1

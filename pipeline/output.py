@@ -14,6 +14,7 @@ from types import TracebackType
 from rlsd.pipeline.errors import InputError
 
 OURS = re.compile(r"particle_\d+\.png|(mean|std|measurement|input|grid)\.png|arrays\.npz|item\.json")
+TEMPORARY = ".tmp-"  # a folder that a killed run may leave behind
 
 
 class OutputFolder:
@@ -36,7 +37,7 @@ class OutputFolder:
             raise InputError(f"output {self.path} cannot be written: no permission in {nearest}")
         if not self.path.exists():
             return
-        if any(self.path.iterdir()) and not self.overwrite:
+        if not self.overwrite and any(not file.name.startswith(TEMPORARY) for file in self.path.iterdir()):
             raise InputError(f"output {self.path} is not empty: name another folder or add --overwrite")
         for name in self.names:
             target = self.path / name
@@ -49,7 +50,7 @@ class OutputFolder:
             if not folder.exists():
                 folder.mkdir()
                 self._made.append(folder)
-        self._work = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self.path))
+        self._work = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=self.path))
         return self
 
     def __exit__(

@@ -54,7 +54,8 @@ def build_report(
 
 
 def plan_facts(plan: Plan) -> dict[str, Any]:
-    """One task with all its settings."""
+    """One task with all its settings; sigma is None where the noise of a measurement is not known."""
+    facts = plan.settings.facts()
     return {
         "task": plan.task.name,
         "summary": plan.task.summary,
@@ -63,7 +64,8 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
         "parameter_files": {
             name: [{"path": str(path), "sha256": sha256(path)} for path in paths] for name, paths in plan.given.items()
         },
-        **plan.settings.facts(),
+        **facts,
+        "sigma": None if plan.measured and not plan.settings.sigma else facts["sigma"],
     }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from rlsd.engine import Engine
 from rlsd.pipeline.items import frame_of
@@ -25,7 +26,7 @@ def facts(title: str, values: Mapping[str, str]) -> Table:
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     for name, value in values.items():
-        table.add_row(name, value)
+        table.add_row(name, Text(value))  # a path may hold what looks like markup
     return table
 
 
@@ -129,7 +130,7 @@ def settings_table(family: str) -> Table:
 
 def show_results(report: Mapping[str, Any], console: Console) -> None:
     """The items of a report with their main figures."""
-    table = Table("item", "PSNR", "best", "mean image", "SSIM", "similarity", "deviation", box=SIMPLE)
+    table = Table("item", "PSNR", "best", "of mean", "SSIM", "similarity", "deviation", box=None, pad_edge=False)
     for item in report["items"]:
         psnr, ssim = item.get("psnr") or {}, item.get("ssim") or {}
         values = (

@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 import torch
-from rlsd.export import Networks, Operator
 from torch import Tensor, nn
+
+from rlsd.export import Networks, Operator
 
 
 class MixtureDenoiser(nn.Module):

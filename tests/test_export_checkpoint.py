@@ -6,9 +6,10 @@ import pytest
 torch = pytest.importorskip("torch")
 import checkpoints  # noqa: E402
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel  # noqa: E402
+from transformers import ViTModel  # noqa: E402
+
 from rlsd.engine import Engine, Job, Params  # noqa: E402
 from rlsd.export import CheckpointError, export_checkpoint  # noqa: E402
-from transformers import ViTModel  # noqa: E402
 
 
 @pytest.fixture(scope="module")

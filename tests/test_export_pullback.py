@@ -3,9 +3,10 @@
 import pytest
 
 torch = pytest.importorskip("torch")
+from torch import nn  # noqa: E402
+
 from rlsd.export.pullback import split  # noqa: E402
 from rlsd.export.trace import REWRITES, phase_kernels, to_aten  # noqa: E402
-from torch import nn  # noqa: E402
 
 
 class Attention(nn.Module):

@@ -50,6 +50,8 @@ def test_a_class_as_context_with_guidance():
     with Engine(PATH / "bundle") as engine:
         context = engine.context("trouser")
         given = job(2, guidance=3.0)
-        (result,) = engine.reconstruct([Job(given.y, "inpainting", {"mask": MASK}, 2, context=context, params=given.params)])
+        (result,) = engine.reconstruct(
+            [Job(given.y, "inpainting", {"mask": MASK}, 2, context=context, params=given.params)]
+        )
         assert engine.stats()["denoiser_runs"] == 2 * 2 * 7
     assert np.isfinite(result.particles).all()

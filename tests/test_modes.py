@@ -5,6 +5,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 import mixtures  # noqa: E402
+
 from rlsd.engine import Engine, Job, Params  # noqa: E402
 from rlsd.export import package  # noqa: E402
 

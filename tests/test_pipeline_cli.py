@@ -81,6 +81,7 @@ def test_measured_input_with_a_mask(tmp_path):
         assert (arrays["y"][:, 2:12, 2:30] == 0).all()
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert report["items"][0]["measured"] and "psnr" not in report["items"][0]
+    assert report["tasks"][0]["sigma"] is None and report["items"][0]["residual_in_sigma"] is None
     assert report["tasks"][0]["parameter_files"]["mask"][0]["sha256"] == sha256(tmp_path / "mask.png")
 
 
@@ -104,6 +105,16 @@ def test_many_particles_have_names_in_order_and_a_grid_in_rows(tmp_path):
     assert reconstruct("-n", "101") == 0
     assert {"a/particle_000.png", "a/particle_100.png"} <= files_in(tmp_path / "out")
     assert max(Image.open("out/a/grid.png").size) < 2000
+
+
+def test_names_that_look_like_markup(capsys):
+    assert reconstruct(out="[bold]out") == 0
+    assert "[bold]out/report.html" in capsys.readouterr().out
+
+
+def test_what_a_killed_run_left_is_no_obstacle(tmp_path):
+    (tmp_path / "out" / ".tmp-abc").mkdir(parents=True)
+    assert reconstruct() == 0
 
 
 def test_help_and_version(capsys):

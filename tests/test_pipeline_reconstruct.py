@@ -132,9 +132,12 @@ def test_parameter_files_one_for_all_or_one_for_each(engine, tmp_path):
 
 
 def test_names_are_safe_and_differ(tmp_path):
-    paths = [tmp_path / name for name in ("a/x.png", "b/x.png", "X.png", "sp ace.png", "...", ".hidden.png", "ö.png")]
+    paths = [
+        tmp_path / name
+        for name in ("a/x.png", "b/x.png", "X.png", "sp ace.png", "...", ".hidden.png", "report.json.png")
+    ]
     names = [source.name for source in name_sources(paths)]
-    assert names == ["x", "x-2", "X-3", "sp-ace", "item", "hidden", "ö"]
+    assert names == ["x", "x-2", "X-3", "sp-ace", "item", "hidden", "report.json-2"]
 
 
 def test_settings(engine):

@@ -47,7 +47,7 @@ static rlsd_engine *open_engine(const char *bundle, const char *library, int thr
 static rlsd_params parameters(void) {
     rlsd_params params;
     CHECK(rlsd_params_init(&params, sizeof params) == RLSD_OK);
-    params.steps = 30;
+    params.steps = 60;
     params.lr_x = 0.2;
     params.lr_z = 0.1;
     params.gamma = 5;
@@ -86,7 +86,7 @@ static void reconstruct(rlsd_engine *engine, float *out) {
     CHECK(rlsd_submit(engine, &params, &request, &job) == RLSD_OK);
     CHECK(rlsd_run(engine) == RLSD_OK);
     CHECK(rlsd_job_query(job, &info) == RLSD_OK);
-    CHECK(info.state == RLSD_DONE && info.status == RLSD_OK && info.step == 29 && info.seconds > 0);
+    CHECK(info.state == RLSD_DONE && info.status == RLSD_OK && info.step == 59 && info.seconds > 0);
     rlsd_job_release(job);
 }
 
