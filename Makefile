@@ -7,7 +7,9 @@ RUN := .venv
 DEV := .venv-dev
 BUILD := build/native
 PIP := -m pip --disable-pip-version-check --quiet
-SOURCES := pyproject.toml CMakeLists.txt $(wildcard engine/include/*.h engine/src/*)
+ROOMS := engine export pipeline models bench
+NATIVE := pyproject.toml CMakeLists.txt $(wildcard engine/include/*.h engine/src/* engine/rlsd.*)
+PYTHONS := $(foreach room,$(ROOMS),$(wildcard $(room)/*.py $(room)/*/*.py)) models/fashion/bundle/manifest.txt
 # pip would choose gigabytes of CUDA packages where no NVIDIA GPU is: there, one CPU version is named first.
 TORCH := $(if $(shell command -v nvidia-smi),torch>=2.11,torch==2.13.0)
 
@@ -24,7 +26,9 @@ test: $(DEV)/.ready native
 lint: $(DEV)/.ready
 	$(DEV)/bin/ruff check .
 	$(DEV)/bin/ruff format --check .
-	$(DEV)/bin/mypy
+	mkdir -p build/typed/rlsd
+	for room in $(ROOMS); do ln -sfn $(CURDIR)/$$room build/typed/rlsd/$$room; done
+	MYPYPATH=build/typed $(DEV)/bin/mypy $(addprefix -p rlsd.,$(ROOMS))
 
 # The library and the C programs once more, with AddressSanitizer and UndefinedBehaviorSanitizer.
 native: $(DEV)/.ready
@@ -39,13 +43,13 @@ bench: $(DEV)/.ready
 bundle: $(DEV)/.ready
 	$(DEV)/bin/rlsd export --checkpoint models/fashion/checkpoint --out models/fashion/bundle --name fashion --overwrite
 
-$(RUN)/.ready: $(SOURCES)
+$(RUN)/.ready: $(NATIVE) $(PYTHONS)
 	$(PYTHON) -m venv $(RUN)
 	$(RUN)/bin/python $(PIP) install --upgrade pip
 	$(RUN)/bin/python $(PIP) install '.[cpu]'
 	touch $@
 
-$(DEV)/.ready: $(SOURCES)
+$(DEV)/.ready: $(NATIVE)
 	$(PYTHON) -m venv $(DEV)
 	$(DEV)/bin/python $(PIP) install --upgrade pip
 	$(DEV)/bin/python $(PIP) install '$(TORCH)'

@@ -106,8 +106,7 @@ def compare(networks: Networks, bundle: str, particles: int, rounds: int, error:
 
         cases: dict[str, Callable[[], int]] = {"engine": ticks}
         for name in ("shared", "published"):
-            loop = torch_loop(networks, particles, published=name == "published")
-            cases[name] = lambda loop=loop: [loop.step() for _ in range(steps)] and steps * particles
+            cases[name] = stepping(torch_loop(networks, particles, published=name == "published"), steps)
         measure.interleaved(cases, 1)
         before = engine.stats()
         rates = measure.interleaved(cases, rounds)
@@ -127,6 +126,17 @@ def compare(networks: Networks, bundle: str, particles: int, rounds: int, error:
         )  # fmt: skip
     lines[0]["outside_graphs_share"] = round(outside(before, after), 4)
     return lines
+
+
+def stepping(loop: TorchLoop, steps: int) -> Callable[[], int]:
+    """A case for `interleaved`: so many steps of the loop."""
+
+    def run() -> int:
+        for _ in range(steps):
+            loop.step()
+        return steps * loop.particles
+
+    return run
 
 
 def outside(before: dict, after: dict) -> float:

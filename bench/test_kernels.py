@@ -9,6 +9,7 @@ upsampling folded into its convolution).
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -22,7 +23,7 @@ rng = np.random.default_rng(0)
 
 @pytest.mark.parametrize("n, d", [(4, 128), (64, 128), (64, 384), (512, 384), (8, 16384)])
 @pytest.mark.parametrize("who", ["core", "numpy"])
-def test_repulsion(benchmark, who, n, d):
+def test_repulsion(benchmark: Any, who: str, n: int, d: int) -> None:
     benchmark.group = f"repulsion N={n} D={d}"
     phi = rng.standard_normal((n, d)).astype(np.float32)
     if n * n * d < 1 << 25:
@@ -44,7 +45,7 @@ def numpy_repulsion(phi: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("count", [256, 16384])
 @pytest.mark.parametrize("who", ["core", "numpy"])
-def test_normal_numbers(benchmark, who, count):
+def test_normal_numbers(benchmark: Any, who: str, count: int) -> None:
     benchmark.group = f"normal numbers {count}"
     assert abs(normal(0, 0, 0, 0, 16384).std() - 1) < 0.02
     generator = np.random.Generator(np.random.Philox(0))
@@ -74,7 +75,7 @@ def session(nodes: list, weights: dict[str, np.ndarray], x: np.ndarray, y: tuple
 
 @pytest.mark.parametrize("shape", [(2, 16, 32, 32), (8, 64, 16, 16)])
 @pytest.mark.parametrize("who", ["core", "onnxruntime"])
-def test_group_norm_silu(benchmark, who, shape):
+def test_group_norm_silu(benchmark: Any, who: str, shape: tuple[int, ...]) -> None:
     benchmark.group = f"GroupNorm+SiLU {shape}"
     x = rng.standard_normal(shape).astype(np.float32)
     weights = {name: rng.standard_normal(shape[1]).astype(np.float32) for name in ("w", "b")}
@@ -95,7 +96,7 @@ def test_group_norm_silu(benchmark, who, shape):
 
 
 @pytest.mark.parametrize("who", ["core", "onnxruntime"])
-def test_upsampling_convolution(benchmark, who):
+def test_upsampling_convolution(benchmark: Any, who: str) -> None:
     """Nearest-neighbour upsampling by 2 and a 3x3 convolution, 32 channels to 32 x 32, batch 2."""
     benchmark.group = "upsampling + 3x3 convolution"
     x = rng.standard_normal((2, 32, 16, 16)).astype(np.float32)
@@ -124,7 +125,7 @@ def test_upsampling_convolution(benchmark, who):
             ),
             helper.make_node("Conv", ["u", "k"], ["y"], kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
         ],
-        {"k": kernel, "scales": np.float32([1, 1, 2, 2])}, x, (2, 32, 32, 32),
+        {"k": kernel, "scales": np.array([1, 1, 2, 2], np.float32)}, x, (2, 32, 32, 32),
     )  # fmt: skip
     assert np.allclose(folded(), plain(), atol=1e-4)
     benchmark(folded if who == "core" else plain)

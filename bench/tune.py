@@ -14,8 +14,9 @@ from __future__ import annotations
 import argparse
 import gzip
 import itertools
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -56,13 +57,13 @@ def training_images(folder: Path, count: int) -> np.ndarray:
 
 def search(engine: Engine, task: Task, images: np.ndarray) -> list[dict]:
     """One task: the grid without repulsion, then the repulsion."""
-    combinations = [dict(zip(GRID, values)) for values in itertools.product(*GRID.values())]
-    plain = [Params(steps=STEPS, gamma=0.0, **values) for values in combinations]
+    combinations: list[dict[str, Any]] = [dict(zip(GRID, values)) for values in itertools.product(*GRID.values())]
+    plain = [replace(Params(steps=STEPS), **values) for values in combinations]
     tried = evaluate(engine, task, images, plain)
     allowed = [line for line in tried if line["residual"] <= RESIDUAL] or tried
     best = max(allowed, key=lambda line: line["psnr_mean_image"])
-    chosen = {key: best["params"][key] for key in GRID}
-    repelled = evaluate(engine, task, images, [Params(steps=STEPS, gamma=g, **chosen) for g in GAMMAS])
+    best_params = Params(**best["params"])
+    repelled = evaluate(engine, task, images, [replace(best_params, gamma=gamma) for gamma in GAMMAS])
     fine = [line for line in repelled if line["psnr_best"] >= repelled[0]["psnr_best"] - 0.2]
     final = max(fine, key=lambda line: line["deviation"])
     print(f"{task.name}: { ({key: final['params'][key] for key in (*GRID, 'gamma')}) } " + figures(final), flush=True)

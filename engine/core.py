@@ -332,7 +332,7 @@ class Engine:
         """Counts and seconds since the engine was opened; see rlsd_stats in rlsd.h."""
         stats = native.StatsStruct(size=c.sizeof(native.StatsStruct))
         check(library().rlsd_engine_stats(self._pointer, stats))
-        return {name: getattr(stats, name) for name, _ in native.StatsStruct._fields_[1:]}
+        return {field[0]: getattr(stats, field[0]) for field in native.StatsStruct._fields_[1:]}
 
     # ------------------------------------------------------------ callbacks
 

@@ -87,7 +87,7 @@ class Adam:
     """Adam (Kingma and Ba, 2015) with bias correction."""
 
     def __init__(self, p: Params, rate: float):
-        self.p, self.rate, self.m, self.v, self.n = p, rate, 0.0, 0.0, 0
+        self.p, self.rate, self.m, self.v, self.n = p, rate, np.zeros(1), np.zeros(1), 0
 
     def step(self, value: np.ndarray, g: np.ndarray) -> np.ndarray:
         p, self.n = self.p, self.n + 1

@@ -112,6 +112,7 @@ def read_parameter(path: Path, name: str, shape: Sequence[int], frame: Frame) ->
     shape = tuple(shape)
     is_npy = kind_of(path) == "NPY"
     try:
+        value: np.ndarray
         if is_npy:
             value = read_npy(path).astype(np.float32)
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +31,7 @@ class Outcome:
 
 def reconstruct_items(
     engine: Engine, items: Iterable[Item], *, window: int = WINDOW, report: Report | None = None
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Reconstructs the items and yields each when it is done, in the order in which they finish.
 
     Items are drawn from the iterable only while fewer than `window` particles are under way. report: called
