@@ -22,6 +22,7 @@ from rlsd.bench.baselines import TorchLoop
 from rlsd.engine import Engine, Job, Params
 from rlsd.export.checkpoint import load
 from rlsd.export.package import Networks
+from rlsd.export.trace import to_aten
 from rlsd.models.fashion import PATH
 
 OPERATOR = "inpainting"
@@ -148,14 +149,16 @@ def outside(before: dict, after: dict) -> float:
 
 
 def flops(networks: Networks) -> float:
-    """Floating-point operations of one particle-step: denoiser, decoder and features with their pull-backs."""
-    z = torch.zeros(1, *networks.latent, requires_grad=True)
-    counter = FlopCounterMode(display=False)
-    with counter:
-        context = networks.null_context[None]  # type: ignore[index]
-        networks.denoiser(z.detach(), torch.zeros(1, dtype=torch.long), context)
-        phi = networks.features(networks.decoder(z))  # type: ignore[misc]
-        phi.sum().backward()
+    """Floating-point operations of one particle-step in our algebra: denoiser, decoder, features, both pull-backs."""
+    assert networks.null_context is not None
+    assert networks.features is not None
+    z = torch.zeros(1, *networks.latent)
+    args = [z, torch.zeros(1, dtype=torch.long), networks.null_context[None]]
+    denoiser, decoder = to_aten(networks.denoiser, args), to_aten(networks.decoder, [z])
+    features = to_aten(networks.features, [torch.zeros(1, *networks.image)])
+    with FlopCounterMode(display=False) as counter:
+        denoiser(*args)
+        features(decoder(z.requires_grad_(True))).sum().backward()
     return float(counter.get_total_flops())
 
 

@@ -32,7 +32,7 @@ def export_checkpoint(
     precision: str = "fp32",
     size: str | tuple[int, int] | None = None,
     operators: Sequence[str] | None = None,
-    batches: Sequence[int] = (2, 8),
+    batches: Sequence[int] = (2, 8, 16),
     features: Path | str | None = None,
     name: str | None = None,
     rewrites: Sequence[str] | None = None,

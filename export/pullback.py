@@ -80,11 +80,13 @@ def _cut(traced: fx.GraphModule, weights: list[Tensor], names: list[str]) -> Spl
     y, pulled = next(node for node in traced.graph.nodes if node.op == "output").args[0]
     _fold_constants(traced, constants)
     late = _reachable(traced.graph, cotangent) | {pulled}
-    kept = [
-        node
-        for node in _needed([pulled], stop=lambda n: n not in late and _worth_keeping(n))
-        if node not in late and _worth_keeping(node) and node not in constants
-    ]
+    normalised = {node.args[0] for node in traced.graph.nodes if node.target == torch.ops.rlsd.group_norm.default}
+
+    def keep(node: fx.Node) -> bool:
+        # The input of a normalisation even where it is a sum: it is there anyway, and its summands need not be kept.
+        return node not in late and node not in inputs and (node in normalised or _worth_keeping(node))
+
+    kept = [node for node in _needed([pulled], stop=keep) if keep(node) and node not in constants]
     forward = _extract(traced, list(inputs), [y, *kept], constants)
     pull_sources = [n for n in [*inputs, *kept] if n in _needed([pulled], stop=lambda n: n in kept)]
     pull = _extract(traced, [cotangent, *pull_sources], [pulled], constants)

@@ -139,7 +139,7 @@ def export(
     operators: Annotated[str, typer.Option(metavar="NAMES", help="Comma-separated forward operators, or all.")] = "all",
     batch: Annotated[
         str, typer.Option(metavar="B,...", help="Numbers of samples that each graph is made for.")
-    ] = "2,8",
+    ] = "2,8,16",
     features: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Feature extractor for the repulsion; default: the checkpoint's.")
     ] = None,
@@ -150,7 +150,7 @@ def export(
     try:
         batches = [int(word) for word in batch.split(",")]
     except ValueError:
-        raise InputError(f"batch is {batch!r}; whole numbers are wanted, as 2 or 2,8") from None
+        raise InputError(f"batch is {batch!r}; whole numbers are wanted, as 2 or 2,8,16") from None
     names = None if operators == "all" else [name.strip() for name in operators.split(",")]
     try:
         from rlsd.export import CheckError, export_checkpoint

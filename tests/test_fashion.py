@@ -24,8 +24,8 @@ def alone() -> bytes:
 
 @pytest.mark.parametrize("threads, limit, place", [(1, 0, 0), (2, 0, 2), (3, 4, 1), (2, 1, 3)])
 def test_same_bytes_however_it_is_packed(alone, threads, limit, place):
-    """Its graphs exist for batches of 2 and of 8: which of them a particle goes through must not show."""
-    others = [job(n, item=n) for n in (14, 1, 5)]
+    """Its graphs exist for batches of 2, 8 and 16: which of them a particle goes through must not show."""
+    others = [job(n, item=n, steps=4) for n in (30, 14, 1, 5)]
     with Engine(PATH / "bundle", threads=threads, max_particles=limit) as engine:
         assert engine.reconstruct([*others[:place], job(3), *others[place:]])[place].particles.tobytes() == alone
 
