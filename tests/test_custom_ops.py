@@ -338,3 +338,28 @@ def test_half_precision_weights_from_memory_are_folded(tmp_path: Path) -> None:
     image[0, :, 2, 2] = 1
     exact = weights[:, :, ::-1, ::-1].astype(np.float32).sum(1)
     np.testing.assert_allclose(opened.run(None, {"x": image})[0][0], exact, rtol=1e-6, atol=1e-6)
+
+
+def interleaving(op: str, x: Array) -> Array:
+    return open_session(model([helper.make_node(op, ["x"], ["y"], domain="rlsd")], ["x"], ["y"])).run(None, {"x": x})[0]
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 2, 2), (3, 8, 4, 6), (2, 12, 9, 5)])
+def test_interleave_is_a_cropped_pixel_shuffle_and_has_its_adjoint(shape: tuple[int, ...]) -> None:
+    b, c, h, w = shape
+    rng = np.random.default_rng(c)
+    phases = rng.standard_normal(shape).astype(np.float32)
+    image = interleaving("Interleave", phases)
+    shuffled = phases.reshape(b, c // 4, 2, 2, h, w).transpose(0, 1, 4, 2, 5, 3).reshape(b, c // 4, 2 * h, 2 * w)
+    np.testing.assert_array_equal(image, shuffled[:, :, 1:-1, 1:-1])
+    cotangent = rng.standard_normal(image.shape).astype(np.float32)
+    pulled = interleaving("InterleavePull", cotangent)
+    assert np.isclose((image.astype(float) * cotangent).sum(), (phases.astype(float) * pulled).sum(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "op, shape", [("Interleave", (1, 5, 3, 3)), ("Interleave", (4, 3, 3)), ("InterleavePull", (1, 2, 3, 4))]
+)
+def test_wrong_shapes_of_interleave_are_named(op: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(Exception, match=rf"{op}: .* has shape .* is needed"):
+        interleaving(op, np.zeros(shape, np.float32))

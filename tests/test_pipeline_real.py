@@ -136,6 +136,11 @@ def test_torch_is_not_imported(tmp_path):
     assert subprocess.run(command(*words), capture_output=True).returncode == 0
 
 
+def heed_interrupts():
+    """A job in the background of a shell, as the tests may be, inherits that SIGINT is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_control_c_stops_at_once_and_leaves_nothing(tmp_path):
     words = (
         "reconstruct",
@@ -152,7 +157,9 @@ def test_control_c_stops_at_once_and_leaves_nothing(tmp_path):
         "-n",
         64,
     )
-    process = subprocess.Popen(command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+    )
     deadline = time.monotonic() + 60
     while not (tmp_path / "out").exists() and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -22,8 +22,6 @@ namespace rlsd::ort {
 namespace {
 
 GroupNormShape checked(const Shape &x, std::int64_t groups, const char *name) {
-    if (groups < 1)
-        throw OperatorError(std::string(name) + ": groups is " + std::to_string(groups) + ", at least 1 is needed");
     if (x.rank < 2)
         throw OperatorError(std::string(name) + ": x has shape " + x.text() + ", at least [batch, channels] is needed");
     if (x.size[1] == 0 || x.size[1] % groups != 0)
@@ -110,7 +108,11 @@ OrtStatus *create_kernel(const OrtCustomOp *op, const OrtApi *, const OrtKernelI
     return guarded(api, [&] {
         auto kernel = std::make_unique<Kernel>(Kernel{&api});
         const std::string name = op->get_name(op);
-        read_optional(api, api.kernel_attribute_int64, info, "groups", kernel->groups);
+        if (name.starts_with("GroupNorm")) {
+            api.check(api.kernel_attribute_int64(info, "groups", &kernel->groups), (name + ": groups").c_str());
+            if (kernel->groups < 1)
+                throw OperatorError(name + ": groups is " + std::to_string(kernel->groups) + ", at least 1 is needed");
+        }
         read_optional(api, api.kernel_attribute_int64, info, "silu", kernel->silu);
         read_optional(api, api.kernel_attribute_float, info, "epsilon", kernel->epsilon);
         if (!(kernel->epsilon >= 0))
