@@ -1,6 +1,6 @@
 """Settings of the fashion tasks, by a small search on images of the training split only.
 
-    python -m rlsd.bench.tune --data FOLDER [--tasks half sr4 ...] [--images 8]
+    python -m rlsd.bench.tune --data FOLDER [--tasks half sr4 ...] [--images 4]
 
 For each task every combination of GRID is tried on the same images, all in one engine run; the table says, for each,
 PSNR of the mean image and of the best particle, the data residual in units of sigma, and the diversity (pixel
@@ -26,8 +26,8 @@ from rlsd.models.fashion import PATH
 from rlsd.pipeline.tasks import TASKS, Task
 
 STEPS, SIGMA, PARTICLES, RESIDUAL = 200, 0.01, 4, 3.0
-GRID = {"lambda_": (0.03, 0.1, 0.3), "lr_z": (0.05, 0.15), "lr_x": (0.1,), "rho": (0.1, 0.5)}
-GAMMAS = (0.0, 3.0, 10.0, 30.0)
+GRID = {"lambda_": (0.05, 0.15, 0.5), "lr_z": (0.05, 0.15), "lr_x": (0.1,), "rho": (0.1,)}
+GAMMAS = (0.0, 5.0, 20.0)
 FIRST = 50_000  # the images used: training images FIRST, FIRST + 1, ...
 
 
@@ -36,7 +36,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     arguments.add_argument("--data", type=Path, required=True, help="folder of the Fashion-MNIST idx files")
     arguments.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
-    arguments.add_argument("--images", type=int, default=8)
+    arguments.add_argument("--images", type=int, default=4)
     options = arguments.parse_args()
     images = training_images(options.data, options.images)
     lines: list[dict] = []

@@ -1,7 +1,7 @@
 """Run time: RLSD reconstruction by the native engine. Needs numpy and an ONNX Runtime library, never torch."""
 
 from rlsd.engine.core import Engine, Job, OperatorInfo, Progress, Result
-from rlsd.engine.library import RlsdError, Status, find_onnxruntime, library_path, normal, repulsion, version
+from rlsd.engine.native import RlsdError, Status, find_onnxruntime, library_path, normal, repulsion, version
 from rlsd.engine.params import Params
 
 __all__ = [

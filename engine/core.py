@@ -11,8 +11,8 @@ from types import TracebackType
 
 import numpy as np
 
-from rlsd.engine import library as native
-from rlsd.engine.library import RlsdError, Status, check, library
+from rlsd.engine import native
+from rlsd.engine.native import RlsdError, Status, check, library
 from rlsd.engine.params import REPULSIONS, VARIANTS, Params
 
 

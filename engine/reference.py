@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from rlsd.engine.library import normal
+from rlsd.engine.native import normal
 from rlsd.engine.params import Params
 
 ETA, TIE = 1e-2, 1e-6  # floor of the root bandwidth, and what counts as coincident: shares of the features' scale

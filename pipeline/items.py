@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from rlsd.engine import Engine, Job, normal
-from rlsd.engine.library import STREAM_USER
+from rlsd.engine.native import STREAM_USER
 from rlsd.pipeline.errors import InputError, about
 from rlsd.pipeline.fit import Frame, fit_image, read_measurement, read_parameter
 from rlsd.pipeline.images import read_image, sha256
