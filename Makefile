@@ -38,7 +38,8 @@ native: $(DEV)/.ready
 
 bench: $(DEV)/.ready
 	$(DEV)/bin/python -m rlsd.bench.engine
-	$(DEV)/bin/pytest bench/test_kernels.py --benchmark-enable --benchmark-only --benchmark-columns=min,median,iqr,rounds
+	$(DEV)/bin/pytest bench/test_kernels.py --benchmark-enable --benchmark-only \
+	    --benchmark-columns=min,median,iqr,rounds --benchmark-json=build/kernels.json
 
 bundle: $(DEV)/.ready
 	$(DEV)/bin/rlsd export --checkpoint models/fashion/checkpoint --out models/fashion/bundle --name fashion --overwrite
