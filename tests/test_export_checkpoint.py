@@ -85,7 +85,6 @@ def test_predictions_become_epsilon(tmp_path, prediction):
         got = engine.evaluate("denoiser", ["eps"], z_t=z.numpy(), t=t.numpy(), context=context)["eps"]
         assert list(engine.operators) == ["hdr"]
     predicted = unet(z, t, torch.from_numpy(context)).sample.detach()
-    clean = scheduler.step(predicted, 300, z).pred_original_sample if prediction == "v_prediction" else predicted
     abar = scheduler.alphas_cumprod[300]
     scheduler.register_to_config(clip_sample=False)
     clean = scheduler.step(predicted, 300, z).pred_original_sample

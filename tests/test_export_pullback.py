@@ -1,5 +1,7 @@
 """The pull-back exporter against torch's automatic differentiation, and its exact rewrites."""
 
+import copy
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -50,7 +52,7 @@ def test_split_agrees_with_autograd(name, batch, rewrites):
     torch.manual_seed(1)
     module, shape = MODULES[name]
     x = torch.randn(batch, *shape)
-    exact = torch.nn.Module.double(__import__("copy").deepcopy(module)).requires_grad_(False)
+    exact = copy.deepcopy(module).double().requires_grad_(False)
     source = x.double().requires_grad_(True)
     y = exact(source)
     cotangent = torch.randn(y.shape)

@@ -60,7 +60,7 @@ Bundle::Bundle(const std::string &folder, std::shared_ptr<const ort::Runtime> ru
         if (!(value > 0 && value <= 1)) bad(manifest_.alphas_cumprod, "has a value that is not in (0, 1]");
     const auto context_size = static_cast<std::size_t>(count_of(manifest_.context));
     if (!manifest_.context.empty()) null_context_ = array<float>(manifest_.null_context, context_size);
-    for (const auto &[name, file] : manifest_.contexts) contexts_[name] = array<float>(file, context_size);
+    for (const auto &[name, file] : manifest_.contexts) array<float>(file, context_size);  // only checked here
     find_batches();
     for (const auto &[graph, by_batch] : manifest_.graphs)
         if (graph.rfind("operator.", 0) != 0 && graph != "encoder")
@@ -92,11 +92,6 @@ void Bundle::find_batches() {
                 throw Error(RLSD_BAD_BUNDLE, text("operator '", op.name, "' has no graph '", kind + 1, "'"));
     if (has("features") != (manifest_.feature_dim != 0) || has("features") != has("features_pull"))
         throw Error(RLSD_BAD_BUNDLE, "features, features_pull and feature_dim must be there together");
-}
-
-const std::vector<float> *Bundle::named_context(const std::string &name) const {
-    const auto found = contexts_.find(name);
-    return found == contexts_.end() ? nullptr : &found->second;
 }
 
 const OperatorInfo *Bundle::find_operator(const std::string &name) const {

@@ -25,7 +25,6 @@ class Bundle {
     const ort::Runtime &runtime() const noexcept { return *runtime_; }
     const std::vector<double> &abar() const noexcept { return abar_; }
     const std::vector<float> &null_context() const noexcept { return null_context_; }
-    const std::vector<float> *named_context(const std::string &name) const;
     const OperatorInfo *find_operator(const std::string &name) const;
 
     // The batches that all graphs exist for, ascending.
@@ -44,7 +43,6 @@ class Bundle {
     std::map<std::string, Bytes> files_;
     std::vector<double> abar_;
     std::vector<float> null_context_;
-    std::map<std::string, std::vector<float>> contexts_;
     std::vector<std::int64_t> batches_;
     std::mutex mutex_;
     std::map<std::pair<std::string, std::int64_t>, std::unique_ptr<const ort::Session>> sessions_;
