@@ -7,7 +7,7 @@ RUN := .venv
 DEV := .venv-dev
 BUILD := build/native
 PIP := -m pip --disable-pip-version-check --quiet
-ROOMS := engine export pipeline models bench
+ROOMS := engine kernels export pipeline models bench
 NATIVE := pyproject.toml CMakeLists.txt $(wildcard engine/include/*.h engine/src/* engine/rlsd.*)
 PYTHONS := $(foreach room,$(ROOMS),$(wildcard $(room)/*.py $(room)/*/*.py)) models/fashion/bundle/manifest.txt
 # pip would choose gigabytes of CUDA packages where no NVIDIA GPU is: there, one CPU version is named first.

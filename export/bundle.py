@@ -32,7 +32,7 @@ class BundleWriter:
             raise FileExistsError(f"{self.path} exists already; name another folder or allow to overwrite a bundle")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._folder = Path(tempfile.mkdtemp(prefix=f".{self.path.name}-", dir=self.path.parent))
-        self._weights = WeightStore(self._folder / WEIGHTS)
+        self._weights = WeightStore(self._folder / WEIGHTS, halve=target == "cpu")
         self._lines = [f"rlsd-bundle {FORMAT}"]
         for key, value in (("name", name), ("target", target), ("precision", precision)):
             self.fact(key, check_name(key, value))
@@ -60,7 +60,11 @@ class BundleWriter:
     def array(self, file: str, values: np.ndarray) -> None:
         """Writes `values` as raw little-endian numbers in row-major order."""
         data = np.ascontiguousarray(values)
-        (self._folder / check_name("file", file)).write_bytes(data.astype(data.dtype.newbyteorder("<")).tobytes())
+        self.file(file, data.astype(data.dtype.newbyteorder("<")).tobytes())
+
+    def file(self, name: str, content: bytes) -> None:
+        """Writes a file of the bundle."""
+        (self._folder / check_name("file", name)).write_bytes(content)
 
     def graph(self, name: str, batch: int, model: ir.Model) -> Path:
         """Adds a graph for `batch` samples; its weights move to the file that all graphs share.
@@ -91,10 +95,10 @@ class BundleWriter:
 
 
 class WeightStore:
-    """One file for the weights of all graphs, each distinct array once, exact halves as halves."""
+    """One file for the weights of all graphs, each distinct array once; with `halve`, exact halves as halves."""
 
-    def __init__(self, path: Path):
-        self._path = path
+    def __init__(self, path: Path, halve: bool):
+        self._path, self._halve = path, halve
         self._stream = open(path, "wb")  # noqa: SIM115 (open until the last graph is in)
         self._offsets: dict[str, int] = {}
 
@@ -106,7 +110,7 @@ class WeightStore:
             if tensor is None or tensor.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16) or tensor.size < 16:
                 continue
             data = np.ascontiguousarray(tensor.numpy())
-            half = _exact_half(data)
+            half = _exact_half(data) if self._halve else None
             if half is None:
                 value.const_value = self._stored(name, data)
                 continue

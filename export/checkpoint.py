@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
+from rlsd.export.cuda import package_cuda
 from rlsd.export.operators import operators as all_operators
 from rlsd.export.package import Networks, package
 
@@ -29,10 +30,12 @@ def export_checkpoint(
     checkpoint: Path | str,
     out: Path | str,
     *,
-    precision: str = "fp32",
+    target: str = "cpu",
+    precision: str | None = None,
+    architectures: Sequence[int] = (80, 90, 100),
     size: str | tuple[int, int] | None = None,
     operators: Sequence[str] | None = None,
-    batches: Sequence[int] = (2, 8, 16),
+    batches: Sequence[int] | None = None,
     features: Path | str | None = None,
     name: str | None = None,
     rewrites: Sequence[str] | None = None,
@@ -40,18 +43,34 @@ def export_checkpoint(
 ) -> Path:
     """Exports the checkpoint folder to a bundle at `out` and returns it.
 
+    target: "cpu" (precision fp32, the default, or fp16) or "cuda" (fp16; architectures: compute capabilities times 10).
     size: "H" or "HxW" in pixels, or (H, W); default: the UNet's own. operators: names, default all that fit the
-    size. batches: the numbers of samples that each graph is made for. features: folder of a feature extractor,
-    default the checkpoint's own `features`, if any.
+    size. batches: the numbers of samples that each graph is made for, default 2, 8, 16 for CPUs and 1, 4 for GPUs.
+    features: folder of a feature extractor, default the checkpoint's own `features`, if any.
     Raises CheckpointError, FileExistsError, or check.CheckError.
     """
+    if (target, precision) not in (("cpu", None), ("cpu", "fp32"), ("cpu", "fp16"), ("cuda", None), ("cuda", "fp16")):
+        raise CheckpointError(
+            f"target {target!r} with precision {precision!r} is not allowed: cpu with fp32 or fp16, cuda with fp16"
+        )
     networks = load(Path(checkpoint), parse_size(size), operators, Path(features) if features else None)
+    name = name or re.sub(r"[^A-Za-z0-9_.-]", "-", Path(checkpoint).resolve().name)
+    if target == "cuda":
+        return package_cuda(
+            networks,
+            out,
+            name=name,
+            architectures=architectures,
+            batches=batches or (1, 4),
+            rewrites=rewrites,
+            overwrite=overwrite,
+        )
     return package(
         networks,
         out,
-        name=name or re.sub(r"[^A-Za-z0-9_.-]", "-", Path(checkpoint).resolve().name),
-        batches=batches,
-        precision=precision,
+        name=name,
+        batches=batches or (2, 8, 16),
+        precision=precision or "fp32",
         rewrites=rewrites,
         overwrite=overwrite,
     )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import onnx
 import onnx_ir as ir
 import torch
+from onnxscript import opset20
 from onnxscript.values import Op, Opset
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from rlsd.export.trace import plain_attention
 
 OPSET = 20
 DOMAIN = Opset("rlsd", 1)  # the engine's custom operators: engine/src/custom_ops.cpp
+CONTRIB = Opset("com.microsoft", 1)  # what ONNX Runtime adds to the standard
 
 
 def to_onnx(module: nn.Module, args: Sequence[Tensor], inputs: Sequence[str], outputs: Sequence[str]) -> ir.Model:
@@ -53,41 +55,69 @@ def _strip(model: ir.Model) -> None:
     model.metadata_props.clear()
 
 
-def _operator(name: str, inputs: str, outputs: str, **attributes: onnx.defs.OpSchema.AttrType) -> Op:
-    tensor = [("T", ["tensor(float)", "tensor(float16)"], "")]
-    parameter = onnx.defs.OpSchema.FormalParameter
+def _operator(
+    name: str, inputs: str, outputs: str, domain: Opset = DOMAIN, **attributes: onnx.defs.OpSchema.AttrType
+) -> Op:
+    """An operator of one floating-point type; a name in brackets is an optional input."""
+    parameter, optional = onnx.defs.OpSchema.FormalParameter, onnx.defs.OpSchema.FormalParameterOption.Optional
     schema = onnx.defs.OpSchema(
         name,
-        DOMAIN.domain,
-        DOMAIN.version,
-        inputs=[parameter(word, "T") for word in inputs.split()],
+        domain.domain,
+        domain.version,
+        inputs=[
+            parameter(word[1:-1], "T", param_option=optional) if word[0] == "[" else parameter(word, "T")
+            for word in inputs.split()
+        ],
         outputs=[parameter(word, "T") for word in outputs.split()],
-        type_constraints=tensor,
+        type_constraints=[("T", ["tensor(float)", "tensor(float16)"], "")],
         attributes=[onnx.defs.OpSchema.Attribute(word, kind, required=True) for word, kind in attributes.items()],
     )
-    return Op(DOMAIN, name, schema)
+    return Op(domain, name, schema)
 
 
-_INT, _FLOAT = onnx.defs.OpSchema.AttrType.INT, onnx.defs.OpSchema.AttrType.FLOAT
-_GROUP_NORM = _operator("GroupNorm", "x weight bias", "y mean rstd", groups=_INT, epsilon=_FLOAT, silu=_INT)
-_GROUP_NORM_PULL = _operator(
-    "GroupNormPull", "cotangent x mean rstd weight bias", "x_cotangent", groups=_INT, silu=_INT
-)
-_INTERLEAVE = _operator("Interleave", "phases", "image")
-_INTERLEAVE_PULL = _operator("InterleavePull", "image", "phases")
+_INT, _FLOAT, _INTS = (getattr(onnx.defs.OpSchema.AttrType, kind) for kind in ("INT", "FLOAT", "INTS"))
+_NORM, _NORM_OUT, _NORM_KINDS = "x weight bias", "y mean rstd", {"groups": _INT, "epsilon": _FLOAT, "silu": _INT}
+_PULL, _PULL_KINDS = "cotangent x mean rstd weight bias", {"groups": _INT, "silu": _INT}
+_GROUP_NORM = [_operator(name, _NORM, _NORM_OUT, **_NORM_KINDS) for name in ("GroupNorm", "GroupNormNhwc")]
+_GROUP_NORM_PULL = [
+    _operator(name, _PULL, "x_cotangent", **_PULL_KINDS) for name in ("GroupNormPull", "GroupNormPullNhwc")
+]
+_INTERLEAVE = [_operator(name, "phases", "image") for name in ("Interleave", "InterleaveNhwc")]
+_INTERLEAVE_PULL = [_operator(name, "image", "phases") for name in ("InterleavePull", "InterleavePullNhwc")]
+_CONV = _operator("NhwcConv", "x weight [bias]", "y", CONTRIB, kernel_shape=_INTS, strides=_INTS, pads=_INTS)
+_ATTENTION = _operator("MultiHeadAttention", "query key value", "y", CONTRIB, num_heads=_INT)
+_GEGLU = _operator("BiasSplitGelu", "x bias", "y", CONTRIB)
 
 
-def _group_norm(x, weight, bias, groups: int, epsilon: float, silu: bool):  # type: ignore[no-untyped-def]
-    return _GROUP_NORM(x, weight, bias, groups=groups, epsilon=epsilon, silu=int(silu))
+def _group_norm(x, weight, bias, groups: int, epsilon: float, silu: bool, last: bool = False):  # type: ignore[no-untyped-def]
+    return _GROUP_NORM[last](x, weight, bias, groups=groups, epsilon=epsilon, silu=int(silu))
 
 
-def _group_norm_pull(cotangent, x, mean, rstd, weight, bias, groups: int, silu: bool):  # type: ignore[no-untyped-def]
-    return _GROUP_NORM_PULL(cotangent, x, mean, rstd, weight, bias, groups=groups, silu=int(silu))
+def _group_norm_pull(cotangent, x, mean, rstd, weight, bias, groups: int, silu: bool, last: bool = False):  # type: ignore[no-untyped-def]
+    return _GROUP_NORM_PULL[last](cotangent, x, mean, rstd, weight, bias, groups=groups, silu=int(silu))
+
+
+def _conv_nhwc(x, weight, bias, stride: Sequence[int], padding: Sequence[int]):  # type: ignore[no-untyped-def]
+    given = (x, weight) if bias is None else (x, weight, bias)
+    return _CONV(*given, kernel_shape=list(weight.shape[1:3]), strides=list(stride), pads=[*padding, *padding])
+
+
+def _linear(x, weight, bias):  # type: ignore[no-untyped-def]
+    product = opset20.MatMul(x, weight)
+    return product if bias is None else opset20.Add(product, bias)
+
+
+def _attention(query, key, value, heads: int):  # type: ignore[no-untyped-def]
+    return _ATTENTION(query, key, value, num_heads=heads)
 
 
 _TRANSLATIONS = {
     torch.ops.rlsd.group_norm.default: _group_norm,
     torch.ops.rlsd.group_norm_pull.default: _group_norm_pull,
-    torch.ops.rlsd.interleave.default: lambda phases: _INTERLEAVE(phases),
-    torch.ops.rlsd.interleave_pull.default: lambda cotangent: _INTERLEAVE_PULL(cotangent),
+    torch.ops.rlsd.interleave.default: lambda phases, last=False: _INTERLEAVE[last](phases),
+    torch.ops.rlsd.interleave_pull.default: lambda image, last=False: _INTERLEAVE_PULL[last](image),
+    torch.ops.rlsd.conv_nhwc.default: _conv_nhwc,
+    torch.ops.rlsd.linear.default: _linear,
+    torch.ops.rlsd.attention.default: _attention,
+    torch.ops.rlsd.geglu.default: lambda x, bias: _GEGLU(x, bias),
 }

@@ -3,6 +3,8 @@
 `group_norm` is GroupNorm with an optional SiLU behind it; `group_norm_pull` is its vector-Jacobian
 product in x, recomputed from x and its statistics, so that nothing else has to be kept.
 `interleave` ends a nearest-neighbour upsampling that was folded into the convolution behind it.
+
+Images are [B, C, *], or [B, *, C] where `channels_last` is set.
 """
 
 from __future__ import annotations
@@ -13,50 +15,83 @@ from torch import Tensor
 
 @torch.library.custom_op("rlsd::group_norm", mutates_args=())
 def group_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float, silu: bool
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float, silu: bool, channels_last: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """act(weight * (x - mean) * rstd + bias) with act = SiLU if `silu`, else the identity.
 
-    x: [B, C, *]; weight, bias: [C]. Returns y like x, and mean, rstd: [B, groups].
+    x: [B, C, *]; weight, bias: [C]. Returns y like x, and mean, rstd: [B, groups], in float32 where x is in halves.
     """
-    grouped = x.reshape(x.shape[0], groups, -1)
+    first = _computed(x, channels_last)
+    grouped = first.reshape(x.shape[0], groups, -1)
     mean = grouped.mean(-1)
     rstd = (grouped.var(-1, unbiased=False) + epsilon).rsqrt()
-    y = _affine(_normalised(x, mean, rstd), weight, bias)
-    return (torch.nn.functional.silu(y) if silu else y).contiguous(), mean, rstd
+    y = _affine(_normalised(first, mean, rstd), weight, bias)
+    return _stored(torch.nn.functional.silu(y) if silu else y, x, channels_last), mean, rstd
 
 
 @group_norm.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float, silu: bool) -> tuple[Tensor, ...]:
-    statistics = x.new_empty(x.shape[0], groups)
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float, silu: bool, channels_last: bool = False
+) -> tuple[Tensor, ...]:
+    statistics = x.new_empty(x.shape[0], groups, dtype=precise(x.dtype))
     return x.new_empty(x.shape), statistics, torch.empty_like(statistics)
 
 
 @torch.library.custom_op("rlsd::group_norm_pull", mutates_args=())
 def group_norm_pull(
-    cotangent: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor, groups: int, silu: bool
+    cotangent: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    silu: bool,
+    channels_last: bool = False,
 ) -> Tensor:
     """The cotangent of x, given that of y: [B, C, *]."""
-    normalised = _normalised(x, mean, rstd)
+    normalised, pulled = _normalised(_computed(x, channels_last), mean, rstd), _computed(cotangent, channels_last)
     if silu:
         y = _affine(normalised, weight, bias)
         gate = torch.sigmoid(y)
-        cotangent = cotangent * gate * (1 + y * (1 - gate))
-    scaled = (cotangent * _per_channel(weight, x)).reshape(x.shape[0], groups, -1)
-    normalised = normalised.reshape(scaled.shape)
-    projected = scaled - scaled.mean(-1, keepdim=True) - normalised * (scaled * normalised).mean(-1, keepdim=True)
-    return (projected * rstd[..., None]).reshape(x.shape).contiguous()
+        pulled = pulled * gate * (1 + y * (1 - gate))
+    scaled = (pulled * _per_channel(weight, pulled)).reshape(x.shape[0], groups, -1)
+    grouped = normalised.reshape(scaled.shape)
+    projected = scaled - scaled.mean(-1, keepdim=True) - grouped * (scaled * grouped).mean(-1, keepdim=True)
+    return _stored((projected * rstd[..., None]).reshape(normalised.shape), x, channels_last)
 
 
 @group_norm_pull.register_fake
 def _(
-    cotangent: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor, groups: int, silu: bool
+    cotangent: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    silu: bool,
+    channels_last: bool = False,
 ) -> Tensor:
     return x.new_empty(x.shape)
 
 
+def precise(kind: torch.dtype) -> torch.dtype:
+    """The type in which numbers of a type are accumulated: at least float32."""
+    return torch.float32 if kind in (torch.float16, torch.bfloat16) else kind
+
+
+def _computed(x: Tensor, channels_last: bool) -> Tensor:
+    """x as [B, C, *], in at least float32."""
+    return (x.movedim(-1, 1) if channels_last else x).to(precise(x.dtype))
+
+
+def _stored(y: Tensor, like: Tensor, channels_last: bool) -> Tensor:
+    return (y.movedim(1, -1) if channels_last else y).to(like.dtype).contiguous()
+
+
 def _per_channel(vector: Tensor, x: Tensor) -> Tensor:
-    return vector.reshape(1, -1, *[1] * (x.dim() - 2))
+    return vector.to(x.dtype).reshape(1, -1, *[1] * (x.dim() - 2))
 
 
 def _normalised(x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
@@ -69,42 +104,68 @@ def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    x, weight, bias, groups, _, silu = inputs
+    x, weight, bias, groups, _, silu, channels_last = inputs
     ctx.save_for_backward(x, output[1], output[2], weight, bias)
-    ctx.groups, ctx.silu = groups, silu
+    ctx.options = groups, silu, channels_last
 
 
 def _backward(ctx, cotangent, _mean, _rstd):  # type: ignore[no-untyped-def]
     if any(ctx.needs_input_grad[1:3]):
         raise NotImplementedError("rlsd::group_norm is for frozen networks: it has no gradient in weight and bias")
-    return group_norm_pull(cotangent, *ctx.saved_tensors, ctx.groups, ctx.silu), None, None, None, None, None
+    return group_norm_pull(cotangent, *ctx.saved_tensors, *ctx.options), *[None] * 6
 
 
 group_norm.register_autograd(_backward, setup_context=_keep)
 
 
 @torch.library.custom_op("rlsd::interleave", mutates_args=())
-def interleave(phases: Tensor) -> Tensor:
-    """A pixel shuffle by 2 whose border of one pixel is cut off: [B, 4 C, H + 1, W + 1] -> [B, C, 2 H, 2 W]."""
-    return torch.nn.functional.pixel_shuffle(phases, 2)[..., 1:-1, 1:-1].contiguous()
+def interleave(phases: Tensor, channels_last: bool = False) -> Tensor:
+    """Four phases to one image, whose border of one pixel is cut off: [B, 4 C, H + 1, W + 1] -> [B, C, 2 H, 2 W].
+
+    Channel 4 c + 2 a + b is phase (a, b) of channel c, as in a pixel shuffle. With channels_last:
+    [B, H + 1, W + 1, 4 C] -> [B, 2 H, 2 W, C], and phase (a, b) of channel c is channel (2 a + b) C + c, so that
+    neighbours in memory stay neighbours.
+    """
+    if not channels_last:
+        return torch.nn.functional.pixel_shuffle(phases, 2)[..., 1:-1, 1:-1].contiguous()
+    batch, height, width, channels = phases.shape
+    apart = phases.reshape(batch, height, width, 2, 2, channels // 4).permute(0, 1, 3, 2, 4, 5)
+    return apart.reshape(batch, 2 * height, 2 * width, channels // 4)[:, 1:-1, 1:-1].contiguous()
 
 
 @interleave.register_fake
-def _(phases: Tensor) -> Tensor:
+def _(phases: Tensor, channels_last: bool = False) -> Tensor:
+    if channels_last:
+        batch, height, width, channels = phases.shape
+        return phases.new_empty(batch, 2 * height - 2, 2 * width - 2, channels // 4)
     batch, channels, height, width = phases.shape
     return phases.new_empty(batch, channels // 4, 2 * height - 2, 2 * width - 2)
 
 
 @torch.library.custom_op("rlsd::interleave_pull", mutates_args=())
-def interleave_pull(cotangent: Tensor) -> Tensor:
-    """The adjoint of `interleave`: [B, C, 2 H, 2 W] -> [B, 4 C, H + 1, W + 1]."""
-    return torch.nn.functional.pixel_unshuffle(torch.nn.functional.pad(cotangent, (1, 1, 1, 1)), 2).contiguous()
+def interleave_pull(cotangent: Tensor, channels_last: bool = False) -> Tensor:
+    """The adjoint of `interleave`: [B, C, 2 H, 2 W] -> [B, 4 C, H + 1, W + 1], or both with their channels last."""
+    if not channels_last:
+        return torch.nn.functional.pixel_unshuffle(torch.nn.functional.pad(cotangent, (1, 1, 1, 1)), 2).contiguous()
+    padded = torch.nn.functional.pad(cotangent, (0, 0, 1, 1, 1, 1))
+    batch, height, width, channels = padded.shape
+    apart = padded.reshape(batch, height // 2, 2, width // 2, 2, channels).permute(0, 1, 3, 2, 4, 5)
+    return apart.reshape(batch, height // 2, width // 2, 4 * channels).contiguous()
 
 
 @interleave_pull.register_fake
-def _(cotangent: Tensor) -> Tensor:
+def _(cotangent: Tensor, channels_last: bool = False) -> Tensor:
+    if channels_last:
+        batch, height, width, channels = cotangent.shape
+        return cotangent.new_empty(batch, height // 2 + 1, width // 2 + 1, 4 * channels)
     batch, channels, height, width = cotangent.shape
     return cotangent.new_empty(batch, 4 * channels, height // 2 + 1, width // 2 + 1)
 
 
-interleave.register_autograd(lambda ctx, cotangent: interleave_pull(cotangent))
+def _interleave_keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    ctx.channels_last = inputs[1]
+
+
+interleave.register_autograd(
+    lambda ctx, cotangent: (interleave_pull(cotangent, ctx.channels_last), None), setup_context=_interleave_keep
+)

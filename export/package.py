@@ -62,7 +62,7 @@ def package(
     rewrites: Sequence[str] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Exports `networks` to a new bundle at `path` and returns it.
+    """Exports `networks` to a new bundle for CPUs at `path` and returns it; rlsd.export.cuda has the one for GPUs.
 
     batches: every graph is made once for each of these numbers of samples; the engine chooses. precision "fp16"
     rounds the weights to halves (the CPU computes in float32 all the same). rewrites: which of
@@ -71,8 +71,7 @@ def package(
     """
     if precision not in ("fp32", "fp16"):
         raise ValueError(f"precision {precision!r} is not allowed: fp32 or fp16")
-    if not batches or len(set(batches)) != len(batches) or not all(1 <= batch <= 1024 for batch in batches):
-        raise ValueError(f"batches {list(batches)} are not allowed: different numbers from 1 to 1024")
+    check_batches(batches)
     with (
         torch.random.fork_rng(devices=[]),
         BundleWriter(Path(path), name, f"rlsd {VERSION}", "cpu", precision, overwrite) as bundle,
@@ -81,8 +80,14 @@ def package(
         write_facts(networks, bundle)
         tables: dict[str, Tensor] = {}
         for batch in sorted(batches):
-            _Packer(networks, bundle, batch, precision, rewrites, tables).pack()
+            Packer(networks, bundle, batch, precision, rewrites, tables).pack()
     return Path(path)
+
+
+def check_batches(batches: Sequence[int]) -> None:
+    """Raises ValueError unless the batches are different numbers from 1 to 1024."""
+    if not batches or len(set(batches)) != len(batches) or not all(1 <= batch <= 1024 for batch in batches):
+        raise ValueError(f"batches {list(batches)} are not allowed: different numbers from 1 to 1024")
 
 
 def write_facts(networks: Networks, bundle: BundleWriter) -> None:
@@ -118,7 +123,9 @@ def write_facts(networks: Networks, bundle: BundleWriter) -> None:
         bundle.fact("info", *line.split())
 
 
-class _Packer:
+class Packer:
+    """Exports and checks the graphs of one batch."""
+
     def __init__(
         self,
         networks: Networks,
@@ -134,6 +141,7 @@ class _Packer:
         self.x = torch.rand(batch, *networks.image) * 2 - 1
 
     def pack(self) -> None:
+        """Adds every graph for this batch."""
         networks = self.networks
         inputs, names = [self.z, torch.arange(self.batch) % len(networks.alphas_cumprod)], ["z_t", "t"]
         if networks.null_context is not None:
@@ -146,7 +154,7 @@ class _Packer:
         if networks.features is not None:
             self._with_pull("features", networks.features, self.x, "image", "phi")
         for name, operator in networks.operators.items():
-            self._operator(name, operator)
+            self.operator(name, operator)
 
     def _rounded(self, module: nn.Module) -> nn.Module:
         """A float32 copy of the module, its weights first rounded to halves if that is the precision asked for."""
@@ -173,7 +181,8 @@ class _Packer:
         pull = to_onnx(parts.pull, list(given.values()), list(given), [f"{source}_cotangent"])
         self._add(f"{name}_pull", pull, given, {f"{source}_cotangent": pulled})
 
-    def _operator(self, name: str, operator: nn.Module) -> None:
+    def operator(self, name: str, operator: nn.Module) -> None:
+        """Adds the two graphs of a forward operator: f(x), and the data loss with its gradient."""
         operator = copy.deepcopy(operator).float()
         given = default_parameters(operator, self.networks.image, self.batch)
         with torch.no_grad():

@@ -32,7 +32,11 @@ KEPT = {
     aten.native_layer_norm.default,
     torch.ops.rlsd.group_norm.default,
     torch.ops.rlsd.interleave.default,
+    torch.ops.rlsd.conv_nhwc.default,
+    torch.ops.rlsd.attention.default,
 }
+# Where memory is dearer than matrix products of the size of attention: their results are recomputed, too.
+RECOMPUTED_ON_CUDA = frozenset({aten.bmm.default, aten._softmax.default})
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,17 @@ class Split:
     pull_inputs: list[str]
 
 
-def split(function: nn.Module, args: Sequence[Tensor], names: Sequence[str], wrt: int = 0) -> Split:
-    """Cuts `function(*args) -> y` and its pull-back in the input number `wrt` in two graphs of static shapes."""
+def split(
+    function: nn.Module,
+    args: Sequence[Tensor],
+    names: Sequence[str],
+    wrt: int = 0,
+    recomputed: frozenset = frozenset(),
+) -> Split:
+    """Cuts `function(*args) -> y` and its pull-back in the input number `wrt` in two graphs of static shapes.
+
+    recomputed: operations whose results the pull graph makes again although they would be worth keeping.
+    """
     state = {**dict(function.named_parameters()), **dict(function.named_buffers())}
 
     def joint(weights: Sequence[Tensor], inputs: Sequence[Tensor], cotangent: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,17 +75,27 @@ def split(function: nn.Module, args: Sequence[Tensor], names: Sequence[str], wrt
             (pulled,) = torch.autograd.grad(y, inputs[wrt], cotangent, allow_unused=True)
         return y, torch.zeros_like(inputs[wrt]) if pulled is None else pulled
 
-    with torch.no_grad():
-        example = torch.empty_like(function(*args))
+    example = _like_output(function, args)
     with plain_attention():
         traced = make_fx(joint, decomposition_table=_decompositions(), tracing_mode="fake")(
             list(state.values()), list(args), example
         )
     _drop_detach(traced.graph)
-    return _cut(traced, list(state.values()), list(names))
+    return _cut(traced, list(state.values()), list(names), KEPT - recomputed)
 
 
-def _cut(traced: fx.GraphModule, weights: list[Tensor], names: list[str]) -> Split:
+def _like_output(function: nn.Module, args: Sequence[Tensor]) -> Tensor:
+    """An empty tensor like the function's result, without computing it where the trace knows its shape."""
+    if isinstance(function, fx.GraphModule):
+        result = next(node for node in function.graph.nodes if node.op == "output").args[0]
+        value = (result[0] if isinstance(result, (tuple, list)) else result).meta.get("val")
+        if value is not None:
+            return torch.empty(value.shape, dtype=value.dtype)
+    with torch.no_grad():
+        return torch.empty_like(function(*args))
+
+
+def _cut(traced: fx.GraphModule, weights: list[Tensor], names: list[str], worth: set) -> Split:
     placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
     constants = dict(zip(placeholders, weights))
     inputs = dict(zip(placeholders[len(weights) : -1], names))
@@ -84,7 +107,7 @@ def _cut(traced: fx.GraphModule, weights: list[Tensor], names: list[str]) -> Spl
 
     def keep(node: fx.Node) -> bool:
         # The input of a normalisation even where it is a sum: it is there anyway, and its summands need not be kept.
-        return node not in late and node not in inputs and (node in normalised or _worth_keeping(node))
+        return node not in late and node not in inputs and (node in normalised or _worth_keeping(node, worth))
 
     kept = [node for node in _needed([pulled], stop=keep) if keep(node) and node not in constants]
     forward = _extract(traced, list(inputs), [y, *kept], constants)
@@ -100,10 +123,10 @@ def _cut(traced: fx.GraphModule, weights: list[Tensor], names: list[str]) -> Spl
     )
 
 
-def _worth_keeping(node: fx.Node) -> bool:
+def _worth_keeping(node: fx.Node, worth: set) -> bool:
     if node.target is operator.getitem:
-        return node.args[0].target in KEPT  # type: ignore[union-attr]
-    return node.target in KEPT and isinstance(node.meta.get("val"), Tensor)
+        return node.args[0].target in worth  # type: ignore[union-attr]
+    return node.target in worth and isinstance(node.meta.get("val"), Tensor)
 
 
 def _needed(outputs: Sequence[fx.Node], stop=lambda node: False) -> dict[fx.Node, None]:  # type: ignore[no-untyped-def]
@@ -149,6 +172,7 @@ def _extract(
     copies: dict[fx.Node, fx.Node] = {}
     for node in inputs:
         copies[node] = graph.placeholder(node.name)
+        copies[node].meta = dict(node.meta)
     cuts = set(inputs) | set(constants)
     for node in _needed(outputs, stop=lambda n: n in cuts):
         if node in copies:

@@ -21,7 +21,7 @@ def tabulate(graph_module: fx.GraphModule, number: int, count: int, known: dict[
     graph = graph_module.graph
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     index = placeholders[number]
-    alone = _depending_on_only(graph, index)
+    alone = depending_on_only(graph, index)
     last = [node for node in alone if any(user not in alone for user in node.users)]
     batch = index.meta["val"].shape[0]
     last = [node for node in last if _per_sample(node, batch, count)]
@@ -40,7 +40,7 @@ def tabulate(graph_module: fx.GraphModule, number: int, count: int, known: dict[
     graph_module.recompile()
 
 
-def _depending_on_only(graph: fx.Graph, index: fx.Node) -> dict[fx.Node, None]:
+def depending_on_only(graph: fx.Graph, index: fx.Node) -> dict[fx.Node, None]:
     """Nodes that depend on `index`, and else on constants only, in order."""
     constant: set[fx.Node] = set()
     alone: dict[fx.Node, None] = {}

@@ -15,6 +15,9 @@ from torch import Tensor, fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rlsd.export import ops
+from rlsd.export.channels_last import channels_last
+from rlsd.export.fusions import drop_no_ops, fuse_attention, fuse_geglu, plain_linear
+from rlsd.export.graph import add_buffer, arguments, calls, constant, replace
 
 aten = torch.ops.aten
 
@@ -25,7 +28,7 @@ def to_aten(module: nn.Module, args: Sequence[Tensor], rewrites: Sequence[str] |
     with plain_attention():
         graph_module = torch.export.export(module, tuple(args), strict=False).module(check_guards=False)
     for name in REWRITES if rewrites is None else rewrites:
-        REWRITES[name](graph_module)
+        (REWRITES | CUDA_REWRITES)[name](graph_module)
     graph_module.graph.eliminate_dead_code()
     graph_module.recompile()
     return graph_module
@@ -40,11 +43,11 @@ def plain_attention() -> Iterator[None]:
 
 def fuse_group_norm(graph_module: fx.GraphModule) -> None:
     """Makes each GroupNorm, with the SiLU behind it where there is one, a single node."""
-    for node in _calls(graph_module, aten.group_norm.default):
-        x, groups, weight, bias, epsilon = _arguments(node, None, None, None, None, 1e-5)
+    for node in calls(graph_module, aten.group_norm.default):
+        x, groups, weight, bias, epsilon = arguments(node, None, None, None, None, 1e-5)
         channels = x.meta["val"].shape[1]
-        weight = weight or _add_buffer(graph_module, node, "weight", torch.ones(channels))
-        bias = bias or _add_buffer(graph_module, node, "bias", torch.zeros(channels))
+        weight = weight or add_buffer(graph_module, node, "weight", torch.ones(channels, dtype=x.meta["val"].dtype))
+        bias = bias or add_buffer(graph_module, node, "bias", torch.zeros(channels, dtype=x.meta["val"].dtype))
         users = list(node.users)
         silu = len(users) == 1 and users[0].target in (aten.silu.default, aten.silu_.default)
         last = users[0] if silu else node
@@ -54,7 +57,7 @@ def fuse_group_norm(graph_module: fx.GraphModule) -> None:
             )
         with graph_module.graph.inserting_after(fused):
             y = graph_module.graph.call_function(operator.getitem, (fused, 0))
-        _replace(last, y)
+        replace(last, y)
 
 
 def fold_upsampling(graph_module: fx.GraphModule) -> None:
@@ -63,25 +66,27 @@ def fold_upsampling(graph_module: fx.GraphModule) -> None:
     Each of the four phases of the output sees only 2x2 source pixels. The four 2x2 kernels are stacked along
     the output channels; their results interleave to an image with a border of one pixel too many.
     """
-    for node in _calls(graph_module, aten.conv2d.default):
-        upsampled, weight, bias, stride, padding, dilation, groups = _arguments(
+    for node in calls(graph_module, aten.conv2d.default):
+        upsampled, weight, bias, stride, padding, dilation, groups = arguments(
             node, None, None, None, [1, 1], [0, 0], [1, 1], 1
         )
         source = _source_of_doubling(upsampled)
-        kernel = _constant(graph_module, weight)
+        kernel = constant(graph_module, weight)
         plain = (list(stride), list(padding), list(dilation), groups) == ([1, 1], [1, 1], [1, 1], 1)
         if source is None or kernel is None or not plain or kernel.shape[-2:] != (3, 3):
             continue
         if len(upsampled.users) != 1:
             continue
-        stacked = _add_buffer(graph_module, node, "phases_weight", phase_kernels(kernel))
-        offset = _constant(graph_module, bias) if bias is not None else None
-        shift = None if offset is None else _add_buffer(graph_module, node, "phases_bias", offset.repeat_interleave(4))
+        stacked = add_buffer(graph_module, node, "phases_weight", phase_kernels(kernel))
+        offset = constant(graph_module, bias) if bias is not None else None
+        shift = None if offset is None else add_buffer(graph_module, node, "phases_bias", offset.repeat_interleave(4))
         graph = graph_module.graph
         with graph.inserting_before(node):
             phases = graph.call_function(aten.conv2d.default, (source, stacked, shift, [1, 1], [1, 1]))
+            batch, _, height, width = source.meta["val"].shape
+            phases.meta["val"] = kernel.new_empty(batch, 4 * kernel.shape[0], height + 1, width + 1, device="meta")
             result = graph.call_function(torch.ops.rlsd.interleave.default, (phases,))
-        _replace(node, result)
+        replace(node, result)
 
 
 def phase_kernels(kernel: Tensor) -> Tensor:
@@ -101,7 +106,7 @@ def phase_kernels(kernel: Tensor) -> Tensor:
 
 def expand_upsampling(graph_module: fx.GraphModule) -> None:
     """Any other nearest-neighbour upsampling by a whole factor: an expand, whose pull-back is a plain sum."""
-    for node in _calls(graph_module, aten.upsample_nearest2d.vec):
+    for node in calls(graph_module, aten.upsample_nearest2d.vec):
         x = node.args[0]
         batch, channels, height, width = x.meta["val"].shape
         up, across = node.meta["val"].shape[2] / height, node.meta["val"].shape[3] / width
@@ -113,30 +118,24 @@ def expand_upsampling(graph_module: fx.GraphModule) -> None:
             apart = graph.call_function(aten.reshape.default, (x, [batch, channels, height, 1, width, 1]))
             wide = graph.call_function(aten.expand.default, (apart, [batch, channels, height, up, width, across]))
             result = graph.call_function(aten.reshape.default, (wide, list(node.meta["val"].shape)))
-        _replace(node, result)
+        apart.meta["val"] = x.meta["val"].reshape(apart.args[1])
+        wide.meta["val"] = apart.meta["val"].expand(wide.args[1])
+        replace(node, result)
 
 
 REWRITES: dict[str, Callable[[fx.GraphModule], None]] = {
+    "no_ops": drop_no_ops,
     "group_norm": fuse_group_norm,
     "upsampling": fold_upsampling,
     "nearest": expand_upsampling,
 }
-
-
-def _replace(node: fx.Node, other: fx.Node) -> None:
-    other.meta["val"] = node.meta["val"]  # its shape, for the rewrites that follow
-    node.replace_all_uses_with(other)
-
-
-def _calls(graph_module: fx.GraphModule, target: object) -> list[fx.Node]:
-    return [node for node in graph_module.graph.nodes if node.op == "call_function" and node.target == target]
-
-
-def _arguments(node: fx.Node, *defaults: object) -> list:
-    """The node's arguments in their order, with `defaults` where it leaves them out."""
-    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
-    given = dict(zip(names, node.args)) | dict(node.kwargs)
-    return [given.get(name, default) for name, default in zip(names, defaults)]
+# For a GPU on top of these, in this order.
+CUDA_REWRITES: dict[str, Callable[[fx.GraphModule], None]] = {
+    "attention": fuse_attention,
+    "geglu": fuse_geglu,
+    "linear": plain_linear,
+    "channels_last": channels_last,
+}
 
 
 def _source_of_doubling(node: fx.Node) -> fx.Node | None:
@@ -145,22 +144,6 @@ def _source_of_doubling(node: fx.Node) -> fx.Node | None:
     source = node.args[0]
     before, after = source.meta["val"].shape, node.meta["val"].shape
     return source if tuple(after[2:]) == (2 * before[2], 2 * before[3]) else None
-
-
-def _constant(graph_module: fx.GraphModule, node: fx.Node) -> Tensor | None:
-    if node.op != "get_attr":
-        return None
-    value: object = graph_module
-    for part in str(node.target).split("."):
-        value = getattr(value, part)
-    return value.detach() if isinstance(value, Tensor) else None
-
-
-def _add_buffer(graph_module: fx.GraphModule, beside: fx.Node, name: str, value: Tensor) -> fx.Node:
-    unique = f"{name}_{beside.name}"
-    graph_module.register_buffer(unique, value.contiguous())
-    with graph_module.graph.inserting_before(beside):
-        return graph_module.graph.get_attr(unique)
 
 
 assert ops  # registers rlsd::group_norm

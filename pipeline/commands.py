@@ -12,6 +12,7 @@ from rich.console import Console
 from rlsd.pipeline import demo as demo_run
 from rlsd.pipeline import options as o
 from rlsd.pipeline import show
+from rlsd.pipeline.census import show_census
 from rlsd.pipeline.errors import InputError
 from rlsd.pipeline.items import Plan, name_sources
 from rlsd.pipeline.model import find_bundle, open_model
@@ -132,14 +133,23 @@ def demo(
 def export(
     checkpoint: Annotated[Path, typer.Option(metavar="DIR", help="Folder in diffusers layout (safetensors only).")],
     out: Annotated[Path, typer.Option(metavar="BUNDLE", help="The bundle to write.")],
-    precision: Annotated[str, typer.Option(metavar="fp32|fp16", help="Precision of the weights.")] = "fp32",
+    target: Annotated[str, typer.Option(metavar="cpu|cuda", help="What the bundle runs on.")] = "cpu",
+    precision: Annotated[
+        str | None, typer.Option(metavar="fp32|fp16", help="Precision; default: fp32 for cpu, fp16 for cuda.")
+    ] = None,
+    arch: Annotated[
+        str, typer.Option(metavar="CC,...", help="For cuda: compute capabilities times 10, as 90 for 9.0.")
+    ] = "80,90,100",
     size: Annotated[
         str | None, typer.Option(metavar="H[xW]", help="Image size; default: the checkpoint's own.")
     ] = None,
     operators: Annotated[str, typer.Option(metavar="NAMES", help="Comma-separated forward operators, or all.")] = "all",
     batch: Annotated[
-        str, typer.Option(metavar="B,...", help="Numbers of samples that each graph is made for.")
-    ] = "2,8,16",
+        str | None,
+        typer.Option(
+            metavar="B,...", help="Numbers of samples that each graph is made for; default: 2,8,16, for cuda 1,4."
+        ),
+    ] = None,
     features: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Feature extractor for the repulsion; default: the checkpoint's.")
     ] = None,
@@ -147,10 +157,8 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", metavar="", help="Replace an existing bundle.")] = False,
 ) -> None:
     """Turn a diffusion checkpoint into a bundle (needs torch: pip install 'rlsd\\[export]')."""
-    try:
-        batches = [int(word) for word in batch.split(",")]
-    except ValueError:
-        raise InputError(f"batch is {batch!r}; whole numbers are wanted, as 2 or 2,8,16") from None
+    batches = None if batch is None else _whole_numbers("batch", batch)
+    architectures = _whole_numbers("arch", arch)
     names = None if operators == "all" else [name.strip() for name in operators.split(",")]
     try:
         from rlsd.export import CheckError, export_checkpoint
@@ -158,12 +166,21 @@ def export(
         raise InputError(f"export needs {error.name}, which is not installed: pip install 'rlsd[export]'") from None
     try:
         path = export_checkpoint(
-            checkpoint, out, precision=precision, size=size, operators=names, batches=batches, features=features,
-            name=name, overwrite=overwrite,
+            checkpoint, out, target=target, precision=precision, architectures=architectures, size=size,
+            operators=names, batches=batches, features=features, name=name, overwrite=overwrite,
         )  # fmt: skip
     except CheckError as error:
         typer.echo(f"rlsd: {error}", err=True)
         raise typer.Exit(1) from None
     except (ValueError, OSError) as error:  # CheckpointError is a ValueError; diffusers says OSError
         raise InputError(" ".join(str(error).split())) from error
+    if target == "cuda":
+        show_census(path, Console())
     typer.echo(f"Bundle written to {path}")
+
+
+def _whole_numbers(field: str, given: str) -> list[int]:
+    try:
+        return [int(word) for word in given.split(",")]
+    except ValueError:
+        raise InputError(f"{field} is {given!r}; whole numbers are wanted, as 2 or 2,8,16") from None

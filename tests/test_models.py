@@ -93,7 +93,7 @@ def test_classifier_takes_odd_inputs(shape: tuple[int, ...], value: float) -> No
     assert features.isfinite().all() and x.grad is not None and x.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("phase", ["vae", "classifier", "unet"])
+@pytest.mark.parametrize("phase", ["vae", "vae-decoder", "classifier", "unet", "unet-finish"])
 def test_resumed_training_gives_the_same_bits(phase: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(train.BATCH, phase, 4)
     g = torch.Generator().manual_seed(5)
@@ -109,9 +109,14 @@ def test_resumed_training_gives_the_same_bits(phase: str, tmp_path: Path, monkey
             train.train_classifier(phase, images, labels, work, recipe, stop_at)
         else:
             torch.manual_seed(6)
-            for name, model in (("vae", train.build_vae()), ("classifier-mild", Classifier())):
-                torch.save({"ema": model.state_dict()}, work / f"{name}.pt")
-            train.train_unet(images, labels, work, recipe, stop_at)
+            made = {"vae": train.build_vae(), "classifier-mild": Classifier(), "unet": train.Prior()}
+            for name, model in {**made, "vae-decoder": made["vae"]}.items():
+                if name != phase:
+                    torch.save({"ema": model.state_dict()}, work / f"{name}.pt")
+            if phase == "vae-decoder":
+                train.train_decoder(images, work, recipe, stop_at)
+            else:
+                train.train_unet(phase, images, labels, work, recipe, stop_at)
         state = torch.load(work / f"{phase}.pt", weights_only=True)
         return {f"{part}.{k}": v for part in ("model", "ema") for k, v in state[part].items()}
 

@@ -128,7 +128,13 @@ void read_file(Manifest &m, const Words &w, std::size_t line) {
 const std::map<std::string, Rule> &rules() {
     static const std::map<std::string, Rule> all = {
         {"name", one(&Manifest::name)},
-        {"target", one(&Manifest::target)},
+        {"target",
+         [](Manifest &m, const Words &w, std::size_t line) {
+             one(&Manifest::target)(m, w, line);
+             if (m.target != "cpu")  // at once: what follows may be lines that only other targets have
+                 throw Error(RLSD_BAD_BUNDLE,
+                             text("the bundle is for target '", m.target, "'; this engine runs target 'cpu'"));
+         }},
         {"precision", one(&Manifest::precision)},
         {"latent", shape(&Manifest::latent)},
         {"image", shape(&Manifest::image)},
@@ -165,8 +171,7 @@ void check_whole(const Manifest &m) {
     need(!m.alphas_cumprod.empty(), "alphas_cumprod");
     need(m.context.empty() == m.null_context.empty(), m.context.empty() ? "context" : "null_context");
     for (const char *graph : {"denoiser", "decoder", "decoder_pull"}) need(m.graphs.count(graph) != 0, graph);
-    if (m.target != "cpu")
-        throw Error(RLSD_BAD_BUNDLE, text("the bundle is for target '", m.target, "'; this engine runs target 'cpu'"));
+    need(!m.target.empty(), "target");
 }
 
 }  // namespace

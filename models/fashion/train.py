@@ -1,7 +1,7 @@
-"""Train the embedded prior: VAE, classifier and noise predictor, on a CPU, in about an hour and a half.
+"""Train the embedded prior: VAE, classifier and noise predictor, on a CPU, in about two and a half hours.
 
-    python -m rlsd.models.fashion.train --data FOLDER --work FOLDER [vae] [classifier] [classifier-mild] [unet] \\
-        [export-weights]
+    python -m rlsd.models.fashion.train --data FOLDER --work FOLDER [vae] [vae-decoder] [classifier] \\
+        [classifier-mild] [unet] [unet-finish] [export-weights]
 
 Without phases it runs all of them in this order. Kill it at any time: it goes on from its last checkpoint.
 """
@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,41 @@ from rlsd.models.fashion.classifier import Classifier
 from rlsd.models.fashion.loop import Module, Recipe, batch_indices, generator, train
 from rlsd.models.fashion.networks import NULL, Prior, Vae, build_scheduler, build_vae, write_checkpoint
 
-PHASES = ("vae", "classifier", "classifier-mild", "unet", "export-weights")
+UNET_PHASES = ("unet", "unet-finish")
+PHASES = ("vae", "vae-decoder", "classifier", "classifier-mild", *UNET_PHASES, "export-weights")
 RECIPES = {
     "vae": Recipe(steps=2800, lr=1.5e-3, weight_decay=1e-4, ema=0.995),
+    "vae-decoder": Recipe(steps=2000, lr=8e-4, weight_decay=1e-4, ema=0.998),
     "classifier": Recipe(steps=3500, lr=2e-3, weight_decay=0.05, ema=0.998),
     "classifier-mild": Recipe(steps=2500, lr=1.5e-3, weight_decay=0.05, ema=0.998),
     "unet": Recipe(steps=4900, lr=1e-3, warmup=400, horizon=6000, cooldown=1075, weight_decay=0.01, ema=0.999),
+    "unet-finish": Recipe(steps=12000, lr=8e-4, warmup=300, weight_decay=0.01, ema=0.9995),
 }
-BATCH = {"vae": 64, "classifier": 128, "classifier-mild": 128, "unet": 96}
-SEED = {"vae": 11, "classifier": 22, "classifier-mild": 23, "unet": 33}
+BATCH = {"vae": 64, "vae-decoder": 64, "classifier": 128, "classifier-mild": 128, **dict.fromkeys(UNET_PHASES, 96)}
+SEED = {"vae": 11, "vae-decoder": 12, "classifier": 22, "classifier-mild": 23, "unet": 33, "unet-finish": 34}
 KL_WEIGHT = 5e-3  # per latent value, against a loss per pixel: smooth latents first, decibels second
-# The method uses the null context, so it gets far more than the usual tenth; and nearly everything once the
-# conditional modes have done their part: they never have to find out the class from the noisy latent.
-NULL_SHARE, LATE_NULL_SHARE, LATE_STEP = 0.4, 0.9, 3_511
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How one phase trains the noise predictor.
+
+    start: the phase whose average it goes on from. null_share(step): how much of a batch gets the null context, which
+    is the one that the method uses. timesteps(u): a uniform number in [0, 1) to the timestep's place in the schedule.
+    v_loss: the loss on v, which is the loss on eps divided by abar: about equally large at every timestep, where the
+    plain one is fifty times smaller at the noisy end, and it is there that a sample decides what it will be.
+    """
+
+    start: str | None
+    null_share: Callable[[int], float]
+    timesteps: Callable[[Tensor], Tensor]
+    v_loss: bool
+
+
+STAGES = {
+    "unet": Stage(None, lambda step: 0.4 if step < 3_511 else 0.9, lambda u: u, False),
+    "unet-finish": Stage("unet", lambda _: 0.85, lambda u: u**0.7, True),
+}
 
 
 def flip_half(images: Tensor, g: torch.Generator) -> Tensor:
@@ -72,6 +95,33 @@ def train_vae(images: Tensor, work: Path, recipe: Recipe, stop_at: int | None = 
         return F.l1_loss(shown, x) + F.mse_loss(shown, x) + KL_WEIGHT * kl
 
     return train("vae", vae, loss_of, recipe, work / "vae.pt", stop_at=stop_at)
+
+
+def train_decoder(images: Tensor, work: Path, recipe: Recipe, stop_at: int | None = None) -> Vae:
+    """Go on with the decoder alone, on latents that stay as they are: no KL term holds it back any more.
+
+    The loss adds the L1 of neighbouring pixels' differences, which keeps edges and straps from fading.
+    """
+    mean, std = encode_all(images, work)
+    torch.manual_seed(SEED["vae-decoder"])
+    vae = average_of(build_vae(), work / "vae.pt").train()
+    vae.decoder.requires_grad_(True)
+    vae.post_quant_conv.requires_grad_(True)
+    vae = channels_last(vae)
+
+    def loss_of(step: int) -> Tensor:
+        g = generator(SEED["vae-decoder"], step)
+        chosen = batch_indices(SEED["vae-decoder"], step, BATCH["vae-decoder"], len(mean))
+        x = data.to_model(images[chosen % len(images)])
+        x = torch.where((chosen >= len(images))[:, None, None, None], x.flip(-1), x)
+        z = mean[chosen].float() + std[chosen].float() * torch.randn(mean[chosen].shape, generator=g)
+        with autocast():
+            shown = vae.decode(z.contiguous(memory_format=torch.channels_last)).sample
+        error = shown.float() - x
+        edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+        return error.abs().mean() + error.square().mean() + edges
+
+    return train("vae-decoder", vae, loss_of, recipe, work / "vae-decoder.pt", stop_at=stop_at)
 
 
 def degrade(x: Tensor, g: torch.Generator, strength: float) -> Tensor:
@@ -151,45 +201,51 @@ def scaling_of(mean: Tensor, std: Tensor) -> float:
     return round(float(total.rsqrt()), 6)
 
 
-def train_unet(images: Tensor, labels: Tensor, work: Path, recipe: Recipe, stop_at: int | None = None) -> Prior:
+def train_unet(
+    phase: str, images: Tensor, labels: Tensor, work: Path, recipe: Recipe, stop_at: int | None = None
+) -> Prior:
     """Train the noise predictor on cached latents; leaves a usable snapshot in the work folder at every save."""
     mean, std = encode_all(images, work)
     scale = scaling_of(mean, std)
     labels = labels.repeat(2)
     abar = build_scheduler().alphas_cumprod
-    torch.manual_seed(SEED["unet"])
-    prior = channels_last(Prior())
+    torch.manual_seed(SEED[phase])
+    stage, prior = STAGES[phase], Prior()
+    if stage.start:
+        average_of(prior, work / f"{stage.start}.pt").requires_grad_(True).train()
+    prior = channels_last(prior)
 
     def loss_of(step: int) -> Tensor:
-        g, size = generator(SEED["unet"], step), BATCH["unet"]
-        chosen = batch_indices(SEED["unet"], step, size, len(mean))
+        g, size = generator(SEED[phase], step), BATCH[phase]
+        chosen = batch_indices(SEED[phase], step, size, len(mean))
         m, s = mean[chosen].float(), std[chosen].float()
         z = (m + s * torch.randn(m.shape, generator=g)) * scale
         eps = torch.randn(m.shape, generator=g)
         # One uniform draw per stratum of the timesteps: the same expectation, a quieter gradient.
-        t = ((torch.arange(size) + torch.rand(size, generator=g)) * (len(abar) / size)).long()
-        null = torch.rand(size, generator=g) < (NULL_SHARE if step < LATE_STEP else LATE_NULL_SHARE)
-        context = torch.where(null, NULL, labels[chosen])
+        u = (torch.arange(size) + torch.rand(size, generator=g)) / size
+        t = (stage.timesteps(u) * len(abar)).long().clamp(max=len(abar) - 1)
+        context = torch.where(torch.rand(size, generator=g) < stage.null_share(step), NULL, labels[chosen])
         a = abar[t].view(-1, 1, 1, 1)
         noisy = (a.sqrt() * z + (1 - a).sqrt() * eps).contiguous(memory_format=torch.channels_last)
         with autocast():
             guess = prior(noisy, t, context)
-        return F.mse_loss(guess.float(), eps)
+        square = (guess.float() - eps).square()
+        return (square / a if stage.v_loss else square).mean()
 
     def snapshot(step: int, average: Prior) -> None:
         export(work, work / "snapshot", average)
-        print(f"unet: snapshot of step {step} in {work / 'snapshot'}", flush=True)
+        print(f"{phase}: snapshot of step {step} in {work / 'snapshot'}", flush=True)
 
-    return train("unet", prior, loss_of, recipe, work / "unet.pt", snapshot, stop_at)
+    return train(phase, prior, loss_of, recipe, work / f"{phase}.pt", snapshot, stop_at)
 
 
 def export(work: Path, out: Path, prior: Prior | None = None) -> None:
     """Write the averaged weights as a checkpoint in the layout of diffusers, fp16 safetensors."""
-    vae = average_of(build_vae(), work / "vae.pt")
+    vae = average_of(build_vae(), work / "vae-decoder.pt")
     latents = torch.load(work / "latents.pt", weights_only=True)
     vae.register_to_config(scaling_factor=scaling_of(latents["mean"], latents["std"]))
     classifier = average_of(Classifier(), work / "classifier-mild.pt")
-    write_checkpoint(out, vae, prior or average_of(Prior(), work / "unet.pt"), classifier)
+    write_checkpoint(out, vae, prior or average_of(Prior(), work / "unet-finish.pt"), classifier)
 
 
 def main() -> None:
@@ -212,10 +268,12 @@ def main() -> None:
     for phase in args.phases or PHASES:
         if phase == "vae":
             train_vae(images, args.work, recipes["vae"])
+        elif phase == "vae-decoder":
+            train_decoder(images, args.work, recipes["vae-decoder"])
         elif phase.startswith("classifier"):
             train_classifier(phase, images, labels, args.work, recipes[phase])
-        elif phase == "unet":
-            train_unet(images, labels, args.work, recipes["unet"])
+        elif phase in UNET_PHASES:
+            train_unet(phase, images, labels, args.work, recipes[phase])
         else:
             export(args.work, args.out)
 

@@ -1,0 +1,68 @@
+"""What a graph is made of and what it costs: node kinds, floating-point operations, the memory that it keeps."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, fx
+
+aten = torch.ops.aten
+
+
+def node_kinds(model: ir.Model) -> dict[str, int]:
+    """How often each kind of node stands in the ONNX graph, the most frequent first."""
+    return dict(Counter(f"{node.domain}.{node.op_type}".lstrip(".") for node in model.graph).most_common())
+
+
+def operations(graph_module: fx.GraphModule) -> int:
+    """Floating-point operations of all convolutions and matrix products, a multiplication and an addition each two."""
+    return sum(_operations(node) for node in graph_module.graph.nodes if node.op == "call_function")
+
+
+def _operations(node: fx.Node) -> int:
+    ops, value = torch.ops.rlsd, node.meta.get("val")
+    if node.target == ops.conv_nhwc.default:
+        return 2 * value.numel() * math.prod(_shape(node, 1)[1:])
+    if node.target in (aten.conv2d.default, aten.convolution.default):
+        return 2 * value.numel() * math.prod(_shape(node, 1)[1:])
+    if node.target == ops.attention.default:
+        return 4 * math.prod(_shape(node, 0)) * _shape(node, 1)[1]
+    if node.target in (ops.linear.default, aten.mm.default, aten.bmm.default):
+        return 2 * value.numel() * _shape(node, 0)[-1]
+    if node.target == aten.addmm.default:
+        return 2 * value.numel() * _shape(node, 1)[-1]
+    return 0
+
+
+def _shape(node: fx.Node, number: int) -> Sequence[int]:
+    """The shape of an argument: of a value by its meta, of a constant by itself."""
+    source = node.args[number]
+    assert isinstance(source, fx.Node)
+    if source.op != "get_attr":
+        return source.meta["val"].shape
+    value: object = node.graph.owning_module
+    for part in str(source.target).split("."):
+        value = getattr(value, part)
+    assert isinstance(value, Tensor)
+    return value.shape
+
+
+def largest_values(graph_module: fx.GraphModule, args: Sequence[Tensor]) -> dict[str, float]:
+    """The largest magnitude of each node's result, by node: what its type has to hold."""
+    found: dict[str, float] = {}
+
+    class Watch(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> object:
+            result = super().run_node(n)
+            values = [v for v in (result if isinstance(result, tuple) else (result,)) if isinstance(v, Tensor)]
+            if n.op == "call_function":
+                found[n.name] = max((float(v.abs().max()) for v in values if v.is_floating_point()), default=0.0)
+            return result
+
+    with torch.no_grad():
+        Watch(graph_module).run(*args)
+    return found

@@ -1,0 +1,257 @@
+"""Packages networks for NVIDIA GPUs: graphs in halves of few, fused nodes with their channels last, and cubins.
+
+The graphs have static shapes. Beside those of a bundle for CPUs there is `context`: (context) -> the keys and values of
+every cross-attention, computed once per job; the denoiser takes these, named context_0 and so on, in place of the
+context. The pull-backs expect a cotangent of about unit size times `cotangent_scale`, and give theirs times it.
+
+Nothing here needs a GPU. Decoder, pull-back and denoiser are checked at a small size of the same weights: the graph is
+lowered to what ONNX Runtime has on a CPU, rounds to halves where the GPU does, and is compared with torch in float32.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import torch
+from torch import Tensor, fx, nn
+
+from rlsd.engine import library_path
+from rlsd.export import census
+from rlsd.export.bundle import BundleWriter
+from rlsd.export.check import CheckError
+from rlsd.export.lower import lower
+from rlsd.export.onnx_graph import to_onnx
+from rlsd.export.package import VERSION, Networks, Packer, check_batches, write_facts
+from rlsd.export.precompute import precompute
+from rlsd.export.pullback import RECOMPUTED_ON_CUDA, Split, split
+from rlsd.export.tabulate import tabulate
+from rlsd.export.trace import CUDA_REWRITES, REWRITES, plain_attention, to_aten
+
+LARGEST_ERROR, LEAST_COSINE = 2e-2, 0.999
+HALF_MAX = 65504.0
+HEADROOM = 64  # how far below the largest half the largest value seen in a pull-back may lie
+
+
+def package_cuda(
+    networks: Networks,
+    path: Path | str,
+    *,
+    name: str,
+    architectures: Sequence[int],
+    batches: Sequence[int] = (1, 4),
+    rewrites: Sequence[str] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Exports `networks` to a new bundle for CUDA in halves at `path` and returns it.
+
+    architectures: compute capabilities times 10, for the cubins; with none the bundle has no kernels of ours. batches:
+    as for rlsd.export.package. rewrites: names of rlsd.export.trace's REWRITES and CUDA_REWRITES, default all. The
+    networks' weights are rounded to halves in place.
+    Raises CheckError when a graph strays from its module, or when a value does not fit into a half.
+    """
+    check_batches(batches)
+    chosen = [*REWRITES, *CUDA_REWRITES] if rewrites is None else list(rewrites)
+    with (
+        torch.random.fork_rng(devices=[]),
+        BundleWriter(Path(path), name, f"rlsd {VERSION}", "cuda", "fp16", overwrite) as bundle,
+    ):
+        torch.manual_seed(0)
+        write_facts(networks, bundle)
+        if architectures:
+            add_kernels(bundle, architectures)
+        CudaPacker(networks, bundle, chosen).pack(sorted(batches))
+    return Path(path)
+
+
+def add_kernels(bundle: BundleWriter, architectures: Sequence[int]) -> None:
+    """Compiles the Triton kernels, in a process of its own that no interpreter mode reaches, and adds them."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "rlsd.kernels.aot", "--out", folder]
+        command += ["--arch", ",".join(map(str, architectures))]
+        done = subprocess.run(command, capture_output=True, text=True, env=_compiler_environment())
+        if done.returncode != 0:
+            raise RuntimeError(f"the kernels do not compile: {done.stderr.strip().splitlines()[-1]}")
+        for line in (Path(folder) / "kernels.txt").read_text().splitlines():
+            file = line.split()[3]
+            bundle.file(file, (Path(folder) / file).read_bytes())
+            bundle.fact(*line.split())
+
+
+def _compiler_environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A graph ready for ONNX, with what its inputs and outputs are called."""
+
+    name: str
+    graph: fx.GraphModule
+    args: list[Tensor]
+    inputs: list[str]
+    outputs: list[str]
+
+
+class CudaPacker:
+    """Exports the graphs of a bundle for CUDA, first at a small size to check them, then for every batch."""
+
+    def __init__(self, networks: Networks, bundle: BundleWriter, rewrites: Sequence[str]):
+        self.networks, self.bundle, self.rewrites = networks, bundle, rewrites
+        self.tables: dict[str, Tensor] = {}
+
+    def pack(self, batches: Sequence[int]) -> None:
+        networks = self.networks
+        small = [networks.latent[0], *(min(side, 8) for side in networks.latent[1:])]
+        self._denoiser(batches, small)
+        self._with_pull("decoder", networks.decoder, "z", "image", networks.latent, batches, small)
+        if networks.features is not None:
+            self._with_pull("features", networks.features, "image", "phi", networks.image, batches, networks.image)
+        for batch in batches:
+            operators = Packer(networks, self.bundle, batch, "fp32", [n for n in self.rewrites if n in REWRITES], {})
+            for name, operator in networks.operators.items():
+                operators.operator(name, operator)
+
+    def _denoiser(self, batches: Sequence[int], small: Sequence[int]) -> None:
+        module, networks = self.networks.denoiser.float().eval(), self.networks
+        count = len(networks.alphas_cumprod)
+        null = networks.null_context
+
+        def inputs(batch: int, latent: Sequence[int]) -> list[Tensor]:
+            given = [torch.randn(batch, *latent), torch.arange(batch) * (count // 2) % count]
+            return given if null is None else [*given, null.float().expand(batch, *null.shape)]
+
+        example = inputs(2, small)
+        with torch.no_grad(), plain_attention():
+            want = module(*example)
+        halved = module.half()
+        context, graph = self._trace_denoiser(halved, example)
+        known = dict(zip(graph.inputs, example))
+        if context is not None:
+            known |= self._check(context, {"context": example[2]}, {})
+        self._check(graph, known, {"eps": want})
+        self.tables.clear()  # they are rounded differently for another batch: the bundle's own come from its first
+        for batch in batches:
+            for traced in self._trace_denoiser(halved, inputs(batch, networks.latent)):
+                if traced is not None:
+                    self._add(traced, batch)
+
+    def _trace_denoiser(self, module: nn.Module, example: list[Tensor]) -> tuple[Traced | None, Traced]:
+        args = [x.half() if x.is_floating_point() else x for x in example]
+        graph = to_aten(module, args, self.rewrites)
+        tabulate(graph, 1, len(self.networks.alphas_cumprod), self.tables)
+        if len(args) == 2:
+            return None, Traced("denoiser", graph, args, ["z_t", "t"], ["eps"])
+        before, graph = precompute(graph, 2)
+        given = [node for node in graph.graph.nodes if node.op == "placeholder"][2:]
+        names = [f"context_{i}" for i in range(len(given))]
+        values = [torch.zeros(node.meta["val"].shape, dtype=torch.float16) for node in given]
+        context = Traced("context", before, args[2:], ["context"], names)
+        return context, Traced("denoiser", graph, [*args[:2], *values], ["z_t", "t", *names], ["eps"])
+
+    def _with_pull(
+        self, name: str, module: nn.Module, source: str, output: str,
+        shape: Sequence[int], batches: Sequence[int], small: Sequence[int],
+    ) -> None:  # fmt: skip
+        module = module.float().eval().requires_grad_(False)
+        x = torch.randn(1, *small) if source == "z" else torch.rand(1, *small) * 2 - 1
+        y, pulled, cotangent = _pulled(module, x)
+        halved = module.half()
+        forward, pull, parts = self._trace_pull(name, halved, x, source, output)
+        kept = self._check(forward, {source: x}, {output: y})
+        known = {source: x, **kept}
+        scale = self._scale(parts, [cotangent, *(known[n] for n in parts.pull_inputs)], name)
+        self._check(pull, {**known, "cotangent": cotangent * scale}, {f"{source}_cotangent": pulled * scale})
+        self.bundle.fact("cotangent_scale", name, float(scale))
+        for batch in batches:
+            forward, pull, parts = self._trace_pull(name, halved, torch.randn(batch, *shape), source, output)
+            self._add(forward, batch)
+            self._add(pull, batch)
+            kept_bytes = sum(v.numel() * v.element_size() for v in parts.kept_values)
+            self.bundle.fact("info", "kept", name, batch, kept_bytes)
+
+    def _trace_pull(
+        self, name: str, module: nn.Module, x: Tensor, source: str, output: str
+    ) -> tuple[Traced, Traced, Split]:
+        x = x.half()
+        # Extractors have strided convolutions, whose pull-back is a transposed convolution, channels first.
+        rewrites = [word for word in self.rewrites if name == "decoder" or word != "channels_last"]
+        parts = split(to_aten(module, [x], rewrites), [x], [source], recomputed=RECOMPUTED_ON_CUDA)
+        y = next(node for node in parts.forward.graph.nodes if node.op == "output").args[0][0].meta["val"]
+        known = {source: x} | {n: torch.zeros(v.shape, dtype=v.dtype) for n, v in zip(parts.kept, parts.kept_values)}
+        cotangent = torch.zeros(y.shape, dtype=torch.float16)
+        given = [cotangent, *(known[n] for n in parts.pull_inputs)]
+        forward = Traced(name, parts.forward, [x], [source], [output, *parts.kept])
+        names = ["cotangent", *parts.pull_inputs]
+        return forward, Traced(f"{name}_pull", parts.pull, given, names, [f"{source}_cotangent"]), parts
+
+    def _scale(self, parts: Split, args: list[Tensor], name: str) -> float:
+        """The power of two that lifts the largest value of the pull-back to HEADROOM below the largest half."""
+        known = dict(zip(["cotangent", *parts.pull_inputs], args))
+        kinds = dict(zip(parts.kept, (value.dtype for value in parts.kept_values)))
+        given = [x.to(kinds.get(word, torch.float16)) for word, x in known.items()]
+        largest = max(census.largest_values(parts.pull, given).values())
+        if not 0 < largest < math.inf:
+            raise CheckError(f"graph {name}_pull: its largest value is {largest}")
+        return 2.0 ** math.floor(math.log2(HALF_MAX / HEADROOM / largest))
+
+    def _add(self, traced: Traced, batch: int) -> None:
+        model = to_onnx(traced.graph, traced.args, traced.inputs, traced.outputs)
+        self.bundle.graph(traced.name, batch, model)
+        for kind, count in census.node_kinds(model).items():
+            self.bundle.fact("info", "nodes", traced.name, batch, kind, count)
+        self.bundle.fact("info", "operations", traced.name, batch, census.operations(traced.graph))
+
+    def _check(self, traced: Traced, known: Mapping[str, Tensor], want: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Runs the lowered graph, compares, notes the error in the manifest; returns all its outputs."""
+        got = run_lowered(to_onnx(traced.graph, traced.args, traced.inputs, traced.outputs), traced, known)
+        for word, value in got.items():
+            if not bool(value.isfinite().all()):
+                raise CheckError(f"graph {traced.name}, output {word}: a value does not fit into a half")
+        for word, value in want.items():
+            error = float((got[word] - value).norm() / value.norm())
+            cosine = float(nn.functional.cosine_similarity(got[word].flatten(), value.flatten(), 0))
+            if not (error <= LARGEST_ERROR and cosine >= LEAST_COSINE):
+                raise CheckError(
+                    f"graph {traced.name}, output {word}: relative error {error:.2e} (allowed {LARGEST_ERROR}), "
+                    f"cosine {cosine:.5f} (at least {LEAST_COSINE}) against float32"
+                )
+            self.bundle.fact("check", traced.name, "halves", float(f"{error:.3g}"), float(f"{cosine:.6f}"))
+        return got
+
+
+def _pulled(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """y, the cotangent of x by autograd in float32, and the random cotangent of y used."""
+    x = x.clone().requires_grad_(True)
+    with plain_attention():
+        y = module(x)
+    cotangent = torch.randn(y.shape)
+    (pulled,) = torch.autograd.grad(y, x, cotangent)
+    return y.detach(), pulled, cotangent
+
+
+def run_lowered(model: ir.Model, traced: Traced, known: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The outputs of the graph in float32, rounded to halves as on a GPU, from ONNX Runtime's CPU provider."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "cuda.onnx", Path(folder) / "cpu.onnx"
+        ir.save(model, source, external_data="cuda.bin")
+        lower(source, target)
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it may drop roundings
+        options.log_severity_level = 3
+        options.register_custom_ops_library(str(library_path()))
+        session = onnxruntime.InferenceSession(str(target), options, providers=["CPUExecutionProvider"])
+        feed: dict[str, np.ndarray] = {}
+        for node in session.get_inputs():
+            value = known[node.name]
+            feed[node.name] = (value.half().float() if value.is_floating_point() else value).numpy()
+        return {n: torch.from_numpy(y) for n, y in zip(traced.outputs, session.run(traced.outputs, feed))}

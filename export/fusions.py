@@ -1,0 +1,113 @@
+"""Exact rewrites of what stands between convolutions and normalisations: attention, gates, matrix products."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import fx
+
+from rlsd.export import fused_ops
+from rlsd.export.graph import add_buffer, arguments, calls, constant, remove, replace
+
+aten = torch.ops.aten
+
+
+def drop_no_ops(graph_module: fx.GraphModule) -> None:
+    """Removes what computes nothing at run time: dropout, checks, copies, casts to the same type, divisions by 1."""
+    for node in list(graph_module.graph.nodes):
+        if node.op != "call_function":
+            continue
+        if node.target == aten._assert_tensor_metadata.default:
+            graph_module.graph.erase_node(node)
+        elif _does_nothing(node):
+            node.replace_all_uses_with(node.args[0])
+            graph_module.graph.erase_node(node)
+
+
+def _does_nothing(node: fx.Node) -> bool:
+    if node.target in (aten.dropout.default, aten.clone.default, aten.contiguous.default, aten.detach.default):
+        return True
+    if node.target in (aten.to.dtype, aten._to_copy.default, aten.to.dtype_layout, aten.type_as.default):
+        return node.meta["val"].dtype == node.args[0].meta["val"].dtype  # type: ignore[union-attr]
+    if node.target in (aten.div.Tensor, aten.mul.Tensor):
+        return isinstance(node.args[1], (int, float)) and node.args[1] == 1
+    return node.target in (aten.add.Tensor, aten.sub.Tensor) and node.args[1] in (0, 0.0)
+
+
+def fuse_attention(graph_module: fx.GraphModule) -> None:
+    """Attention with the reshapes into heads around it: one node, `rlsd::attention`."""
+    for node in calls(graph_module, aten.scaled_dot_product_attention.default):
+        q, k, v, mask, dropout, causal, scale = arguments(node, None, None, None, None, 0.0, False, None)
+        width = node.meta["val"].shape[-1]
+        sources = [_before_heads(x) for x in (q, k, v)]
+        joined = _behind_heads(node)
+        plain = mask is None and dropout == 0 and not causal and scale in (None, 1 / math.sqrt(width))
+        if not plain or joined is None or any(source is None for source in sources):
+            continue
+        heads = node.meta["val"].shape[1]
+        with graph_module.graph.inserting_before(joined):
+            fused = graph_module.graph.call_function(torch.ops.rlsd.attention.default, (*sources, heads))
+        replace(joined, fused)
+        remove(joined)
+
+
+def _before_heads(node: fx.Node) -> fx.Node | None:
+    """x [B, L, heads * width] behind view [B, L, heads, width] and transpose(1, 2)."""
+    if node.target != aten.transpose.int or set(node.args[1:]) != {1, 2}:
+        return None
+    view = node.args[0]
+    if view.target not in (aten.view.default, aten.reshape.default):  # type: ignore[union-attr]
+        return None
+    source = view.args[0]  # type: ignore[union-attr]
+    return source if source.meta["val"].dim() == 3 else None  # type: ignore[union-attr]
+
+
+def _behind_heads(node: fx.Node) -> fx.Node | None:
+    """The reshape to [B, L, heads * width] behind transpose(1, 2), if nothing else uses the node."""
+    for targets in ((aten.transpose.int,), (aten.reshape.default, aten.view.default, aten._unsafe_view.default)):
+        users = list(node.users)
+        if len(users) != 1 or users[0].target not in targets:
+            return None
+        node = users[0]
+    return node if node.meta["val"].dim() == 3 else None
+
+
+def fuse_geglu(graph_module: fx.GraphModule) -> None:
+    """A linear layer whose output's first half is multiplied by GELU of the second: the bias moves into the gate."""
+    for node in calls(graph_module, aten.chunk.default):
+        projection, count, axis = arguments(node, None, None, 0)
+        parts = sorted(node.users, key=lambda user: user.args[1])  # type: ignore[arg-type,return-value]
+        last = axis in (-1, node.args[0].meta["val"].dim() - 1)  # type: ignore[union-attr]
+        if count != 2 or not last or len(parts) != 2 or projection.target != aten.linear.default:
+            continue
+        gates = [user for user in parts[1].users if user.target == aten.gelu.default and not user.kwargs]
+        products = list(gates[0].users) if len(gates) == 1 else []
+        if len(products) != 1 or products[0].target != aten.mul.Tensor or parts[0] not in products[0].args:
+            continue
+        x, weight, bias = arguments(projection, None, None, None)
+        if bias is None or len(projection.users) != 1:
+            continue
+        graph = graph_module.graph
+        with graph.inserting_before(products[0]):
+            plain = graph.call_function(aten.linear.default, (x, weight))
+            plain.meta["val"] = projection.meta["val"]
+            fused = graph.call_function(torch.ops.rlsd.geglu.default, (plain, bias))
+        replace(products[0], fused)
+    graph_module.graph.eliminate_dead_code()
+
+
+def plain_linear(graph_module: fx.GraphModule) -> None:
+    """Linear layers as one product with a weight transposed once and for all."""
+    for node in calls(graph_module, aten.linear.default):
+        x, weight, bias = arguments(node, None, None, None)
+        value = constant(graph_module, weight)
+        if value is None:
+            continue
+        stored = add_buffer(graph_module, node, "transposed", value.t())
+        with graph_module.graph.inserting_before(node):
+            product = graph_module.graph.call_function(torch.ops.rlsd.linear.default, (x, stored, bias))
+        replace(node, product)
+
+
+assert fused_ops  # registers rlsd::attention and its companions

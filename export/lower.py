@@ -1,0 +1,154 @@
+"""An ONNX graph made for CUDA in halves, written down with what ONNX Runtime's CPU provider has.
+
+To check such a graph without a GPU. The lowered graph computes in float32 and rounds every result to halves where the
+CUDA graph stores halves, which is what a GPU does that accumulates in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+HALF, FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT
+Nodes = Iterator[NodeProto]
+
+
+def lower(source: Path, target: Path) -> None:
+    """Writes the lowered form of the graph file `source`, weights included, to `target` and `target`.bin."""
+    model = onnx.load(source)
+    graph = model.graph
+    kinds = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.output, *graph.value_info)}
+    for tensor in graph.initializer:
+        if tensor.data_type == HALF:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
+    for value in (*graph.input, *graph.output):
+        if value.type.tensor_type.elem_type == HALF:
+            value.type.tensor_type.elem_type = FLOAT
+    nodes = [lowered for node in graph.node for lowered in _rounded(node, kinds)]
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    model.opset_import.extend(
+        helper.make_opsetid(*domain)
+        for domain in (("rlsd", 1), ("com.microsoft", 1))
+        if domain[0] not in {known.domain for known in model.opset_import}
+    )
+    onnx.save(model, target, save_as_external_data=True, location=f"{target.name}.bin", convert_attribute=False)
+
+
+def _rounded(node: NodeProto, kinds: dict[str, int]) -> Nodes:
+    """The node in float32; then its results that are halves on CUDA become floats that are exact halves."""
+    halves = [name for name in node.output if kinds.get(name) == HALF]
+    for lowered in _RULES.get(node.op_type, _kept)(node):
+        for i, name in enumerate(lowered.output):
+            if name in halves:
+                lowered.output[i] = f"{name}/exact"
+        yield lowered
+    for name in halves:
+        yield helper.make_node("Cast", [f"{name}/exact"], [f"{name}/half"], to=HALF)
+        yield helper.make_node("Cast", [f"{name}/half"], [name], to=FLOAT)
+
+
+def _kept(node: NodeProto) -> Nodes:
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == HALF:
+            attribute.t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(attribute.t).astype(np.float32)))
+        if node.op_type == "Cast" and attribute.name == "to" and attribute.i == HALF:
+            attribute.i = FLOAT
+    yield node
+
+
+def _attributes(node: NodeProto) -> dict:
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def _transpose(source: str, target: str, order: list[int]) -> NodeProto:
+    return helper.make_node("Transpose", [source], [target], perm=order)
+
+
+def _integers(name: str, *values: int) -> NodeProto:
+    return helper.make_node("Constant", [], [name], value_ints=list(values))
+
+
+def _convolution(node: NodeProto) -> Nodes:
+    x, weight, *bias = node.input
+    y = node.output[0]
+    yield _transpose(x, f"{y}/x", [0, 3, 1, 2])
+    yield _transpose(weight, f"{y}/weight", [0, 3, 1, 2])
+    yield helper.make_node("Conv", [f"{y}/x", f"{y}/weight", *bias], [f"{y}/y"], **_attributes(node))
+    yield _transpose(f"{y}/y", y, [0, 2, 3, 1])
+
+
+def _channels_first(x: str, weight: str, y: str) -> Nodes:
+    """x [B, *, C] as y [B, C, P], with C as long as `weight`."""
+    yield _integers(f"{y}/around", 0, -1)
+    yield helper.make_node("Shape", [weight], [f"{y}/channels"])
+    yield helper.make_node("Concat", [f"{y}/around", f"{y}/channels"], [f"{y}/flat"], axis=0)
+    yield helper.make_node("Reshape", [x, f"{y}/flat"], [f"{y}/tokens"])
+    yield _transpose(f"{y}/tokens", y, [0, 2, 1])
+
+
+def _channels_last(x: str, like: str, y: str) -> Nodes:
+    yield _transpose(x, f"{y}/back", [0, 2, 1])
+    yield helper.make_node("Shape", [like], [f"{y}/shape"])
+    yield helper.make_node("Reshape", [f"{y}/back", f"{y}/shape"], [y])
+
+
+def _group_norm(node: NodeProto) -> Nodes:
+    x, weight, bias = node.input
+    y, *statistics = node.output
+    yield from _channels_first(x, weight, f"{y}/first")
+    yield helper.make_node(
+        "GroupNorm", [f"{y}/first", weight, bias], [f"{y}/norm", *statistics], domain="rlsd", **_attributes(node)
+    )
+    yield from _channels_last(f"{y}/norm", x, y)
+
+
+def _group_norm_pull(node: NodeProto) -> Nodes:
+    cotangent, x, mean, rstd, weight, bias = node.input
+    y = node.output[0]
+    yield from _channels_first(cotangent, weight, f"{y}/first")
+    yield from _channels_first(x, weight, f"{y}/x")
+    given = [f"{y}/first", f"{y}/x", mean, rstd, weight, bias]
+    yield helper.make_node("GroupNormPull", given, [f"{y}/pull"], domain="rlsd", **_attributes(node))
+    yield from _channels_last(f"{y}/pull", x, y)
+
+
+def _interleave(node: NodeProto) -> Nodes:
+    x, y = node.input[0], node.output[0]
+    yield _transpose(x, f"{y}/first", [0, 3, 1, 2])
+    yield helper.make_node("DepthToSpace", [f"{y}/first"], [f"{y}/whole"], blocksize=2, mode="DCR")
+    for name, values in (("start", (1, 1)), ("end", (-1, -1)), ("axes", (2, 3))):
+        yield _integers(f"{y}/{name}", *values)
+    yield helper.make_node("Slice", [f"{y}/whole", f"{y}/start", f"{y}/end", f"{y}/axes"], [f"{y}/cut"])
+    yield _transpose(f"{y}/cut", y, [0, 2, 3, 1])
+
+
+def _interleave_pull(node: NodeProto) -> Nodes:
+    x, y = node.input[0], node.output[0]
+    yield _transpose(x, f"{y}/first", [0, 3, 1, 2])
+    yield _integers(f"{y}/pads", 0, 0, 1, 1, 0, 0, 1, 1)
+    yield helper.make_node("Pad", [f"{y}/first", f"{y}/pads"], [f"{y}/padded"])
+    yield helper.make_node("SpaceToDepth", [f"{y}/padded"], [f"{y}/phases"], blocksize=2)
+    yield _transpose(f"{y}/phases", y, [0, 2, 3, 1])
+
+
+def _geglu(node: NodeProto) -> Nodes:
+    y = node.output[0]
+    yield helper.make_node("Add", list(node.input), [f"{y}/sum"])
+    yield helper.make_node("Split", [f"{y}/sum"], [f"{y}/value", f"{y}/gate"], axis=-1, num_outputs=2)
+    yield helper.make_node("Gelu", [f"{y}/gate"], [f"{y}/open"])
+    yield helper.make_node("Mul", [f"{y}/value", f"{y}/open"], [y])
+
+
+_RULES: dict[str, Callable[[NodeProto], Nodes]] = {
+    "NhwcConv": _convolution,
+    "GroupNormNhwc": _group_norm,
+    "GroupNormPullNhwc": _group_norm_pull,
+    "InterleaveNhwc": _interleave,
+    "InterleavePullNhwc": _interleave_pull,
+    "BiasSplitGelu": _geglu,
+}

@@ -1,0 +1,177 @@
+"""The torch operators of this room: tensors with their channels last, [B, H, W, C], contiguous.
+
+On CUDA the Triton kernels run (float64 excepted), elsewhere the plain definitions. Errors: ValueError that names the
+argument. Gradients reach x, residual and phases; weight and bias belong to frozen networks and get none.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rlsd.kernels.norm import checks, elementwise, forward, naive, pull
+
+
+@torch.library.custom_op("rlsd::group_norm_nhwc", mutates_args=())
+def group_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float, silu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """act(weight * (x - mean) * rstd + bias), act = SiLU if `silu`, else the identity.
+
+    x: [B, H, W, C]; weight, bias: [C]. Returns y like x, and mean, rstd: [B, groups], in float32 (float64 for float64).
+    """
+    checks.norm(x, weight, bias, groups, epsilon)
+    if _on_device(x):
+        return forward.group_norm(x, weight, bias, groups, epsilon, silu)[:3]
+    return naive.group_norm(x, weight, bias, groups, epsilon, silu)
+
+
+@group_norm.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float, silu: bool) -> tuple[Tensor, ...]:
+    return torch.empty_like(x), *_statistics(x, groups)
+
+
+@torch.library.custom_op("rlsd::add_group_norm_nhwc", mutates_args=())
+def add_group_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float, silu: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """group_norm of total = x + residual, in the same pass. residual: [B, H, W, C], or [B, 1, 1, C] for all pixels.
+
+    Returns y, mean, rstd as group_norm does, and total like x.
+    """
+    checks.norm(x, weight, bias, groups, epsilon)
+    checks.addend(residual, x)
+    if _on_device(x):
+        return forward.group_norm(x, weight, bias, groups, epsilon, silu, residual)
+    return naive.add_group_norm(x, residual, weight, bias, groups, epsilon, silu)
+
+
+@add_group_norm.register_fake
+def _(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float, silu: bool
+) -> tuple[Tensor, ...]:
+    return torch.empty_like(x), *_statistics(x, groups), torch.empty_like(x)
+
+
+@torch.library.custom_op("rlsd::group_norm_pull_nhwc", mutates_args=())
+def group_norm_pull(
+    cotangent: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    silu: bool,
+    added: Tensor | None = None,
+) -> Tensor:
+    """The cotangent of x, given that of y and what group_norm returned, plus `added`: all [B, H, W, C] like x."""
+    checks.norm(x, weight, bias, groups, 0.0)
+    checks.like("cotangent", cotangent, x)
+    if added is not None:
+        checks.like("added", added, x)
+    checks.statistic("mean", mean, x, groups)
+    checks.statistic("rstd", rstd, x, groups)
+    run = pull.group_norm_pull if _on_device(x) else naive.group_norm_pull
+    return run(cotangent, x, mean, rstd, weight, bias, groups, silu, added)
+
+
+@group_norm_pull.register_fake
+def _(cotangent: Tensor, x: Tensor, *rest: object) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    x, weight, bias, groups, _, silu = inputs
+    ctx.save_for_backward(x, output[1], output[2], weight, bias)
+    ctx.groups, ctx.silu = groups, silu
+    ctx.mark_non_differentiable(output[1], output[2])
+
+
+def _backward(ctx, cotangent, _mean, _rstd):  # type: ignore[no-untyped-def]
+    checks.frozen(ctx.needs_input_grad[1:3])
+    return group_norm_pull(cotangent.contiguous(), *ctx.saved_tensors, ctx.groups, ctx.silu), *[None] * 5
+
+
+group_norm.register_autograd(_backward, setup_context=_keep)
+
+
+def _keep_sum(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    _, residual, weight, bias, groups, _, silu = inputs
+    ctx.save_for_backward(output[3], output[1], output[2], weight, bias)
+    ctx.groups, ctx.silu, ctx.spread = groups, silu, residual.shape != output[3].shape
+    ctx.mark_non_differentiable(output[1], output[2])
+
+
+def _backward_sum(ctx, cotangent, _mean, _rstd, added):  # type: ignore[no-untyped-def]
+    checks.frozen(ctx.needs_input_grad[2:4])
+    pulled = group_norm_pull(cotangent.contiguous(), *ctx.saved_tensors, ctx.groups, ctx.silu, added.contiguous())
+    return pulled, pulled.sum((1, 2), keepdim=True) if ctx.spread else pulled, *[None] * 5
+
+
+add_group_norm.register_autograd(_backward_sum, setup_context=_keep_sum)
+
+
+@torch.library.custom_op("rlsd::bias_residual_nhwc", mutates_args=())
+def bias_residual(x: Tensor, bias: Tensor, residual: Tensor | None = None, silu: bool = False) -> Tensor:
+    """act(x + bias + residual) in one pass, rounded once: x, residual [B, H, W, C]; bias [C]. No gradient."""
+    checks.image("x", x)
+    checks.vector("bias", bias, x)
+    if residual is not None:
+        checks.like("residual", residual, x)
+    return (elementwise if _on_device(x) else naive).bias_residual(x, bias, residual, silu)
+
+
+@bias_residual.register_fake
+def _(x: Tensor, bias: Tensor, residual: Tensor | None = None, silu: bool = False) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("rlsd::interleave_nhwc", mutates_args=())
+def interleave(phases: Tensor, order: str = "blocks") -> Tensor:
+    """Four phases to one image: [B, H + 1, W + 1, 4 C] -> [B, 2 H, 2 W, C], a border of one pixel dropped.
+
+    Phase (a, b) of channel c is channel (2 a + b) C + c where order is "blocks", which is the fast one, and
+    4 c + 2 a + b, as in a pixel shuffle, where it is "shuffle".
+    """
+    checks.phases(phases)
+    checks.order(order)
+    return (elementwise if _on_device(phases) else naive).interleave(phases, order)
+
+
+@interleave.register_fake
+def _(phases: Tensor, order: str = "blocks") -> Tensor:
+    batch, height, width, channels = phases.shape
+    return phases.new_empty(batch, 2 * height - 2, 2 * width - 2, channels // 4)
+
+
+@torch.library.custom_op("rlsd::interleave_pull_nhwc", mutates_args=())
+def interleave_pull(cotangent: Tensor, order: str = "blocks") -> Tensor:
+    """The adjoint of `interleave`: [B, 2 H, 2 W, C] -> [B, H + 1, W + 1, 4 C]."""
+    checks.interleaved(cotangent)
+    checks.order(order)
+    return (elementwise if _on_device(cotangent) else naive).interleave_pull(cotangent, order)
+
+
+@interleave_pull.register_fake
+def _(cotangent: Tensor, order: str = "blocks") -> Tensor:
+    batch, height, width, channels = cotangent.shape
+    return cotangent.new_empty(batch, height // 2 + 1, width // 2 + 1, 4 * channels)
+
+
+def _keep_order(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    ctx.order = inputs[1]
+
+
+interleave.register_autograd(
+    lambda ctx, cotangent: (interleave_pull(cotangent.contiguous(), ctx.order), None), setup_context=_keep_order
+)
+
+
+def _on_device(x: Tensor) -> bool:
+    return x.is_cuda and x.dtype != torch.float64
+
+
+def _statistics(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    like = x.new_empty(x.shape[0], groups, dtype=naive.precise(x.dtype))
+    return like, torch.empty_like(like)

@@ -1,0 +1,32 @@
+"""The graphs of a bundle for CUDA as a table: what each is made of, costs and keeps, from the manifest's info lines."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+
+def show_census(bundle: Path, console: Console) -> None:
+    """Prints one row for each graph and batch."""
+    nodes: dict[tuple[str, str], list[str]] = defaultdict(list)
+    numbers: dict[tuple[str, str, str], int] = {}
+    checks: dict[str, str] = {}
+    for line in (bundle / "manifest.txt").read_text().splitlines():
+        match line.split():
+            case ["info", "nodes", graph, batch, kind, count]:
+                nodes[graph, batch].append(f"{count} {kind.rpartition('.')[2]}")
+            case ["info", ("operations" | "kept") as what, graph, batch, number]:
+                numbers[what, graph, batch] = int(number)
+            case ["check", graph, "halves", error, cosine]:
+                checks[graph] = f"{error}, cosine {cosine}"
+    table = Table("graph", "batch", "GFLOP a sample", "kept MB a sample", "error in halves", "nodes", box=SIMPLE)
+    for (graph, batch), kinds in nodes.items():
+        work = numbers[("operations", graph, batch)] / int(batch) / 1e9
+        kept = numbers.get(("kept", graph, batch))
+        memory = "" if kept is None else f"{kept / int(batch) / 1e6:.1f}"
+        table.add_row(graph, batch, f"{work:.1f}", memory, checks.get(graph, ""), ", ".join(kinds))
+    console.print(table)

@@ -1,0 +1,367 @@
+"""GroupNorm+SiLU, its pull-back, epilogues and the interleave: kernels against float64 of their definitions.
+
+Without a CUDA device the kernels run in Triton's interpreter. A result in low precision may err at most twice as much
+as the plain definition in the same precision.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("triton")
+
+from rlsd.kernels import norm  # noqa: E402
+from rlsd.kernels.norm import elementwise, forward, naive, pull, tiles  # noqa: E402
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+TYPES = [torch.float16, torch.bfloat16, torch.float32]
+SHAPES = [  # [B, H, W, C], groups
+    ((2, 5, 7, 20), 2),  # groups of 10, several chunks, a last chunk that is not full
+    ((1, 3, 3, 320), 32),  # three blocks of 12, 12 and 8 groups
+    ((1, 1, 1, 6), 3),  # one pixel
+    ((3, 1, 5, 15), 5),  # no two accesses aligned
+    ((1, 9, 8, 136), 1),  # one group wider than a block
+    ((1, 3, 5, 240), 3),  # groups of 80
+    ((2, 4, 3, 64), 16),  # groups of 4
+]
+PAD = 64  # values beside each buffer
+
+
+@pytest.fixture()
+def launching(monkeypatch):
+    """Outputs and workspaces begin as NaN, and nothing may be written beside them."""
+    buffers = []
+
+    def empty(*shape, dtype=torch.float32, device=None):
+        shape = shape[0] if isinstance(shape[0], tuple) else shape
+        buffers.append(torch.full((math.prod(shape) + 2 * PAD,), math.nan, dtype=dtype, device=device))
+        return buffers[-1][PAD:-PAD].view(shape)
+
+    monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr(torch, "empty_like", lambda x: empty(tuple(x.shape), dtype=x.dtype, device=x.device))
+    yield buffers
+    for buffer in buffers:
+        assert buffer[:PAD].isnan().all() and buffer[-PAD:].isnan().all(), "written beside a buffer"
+
+
+kernels = pytest.mark.usefixtures("launching")
+pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")  # NumPy's
+
+
+def normal(shape, kind=torch.float32, mean=0.0, seed=0):
+    generator = torch.Generator().manual_seed(seed + 31 * math.prod(shape))
+    return (torch.randn(shape, generator=generator) + mean).to(kind).to(DEVICE)
+
+
+def affine(channels, kind=torch.float32):
+    return 1 + 0.5 * normal((channels,), kind, seed=1), normal((channels,), kind, seed=2)
+
+
+def double(values):
+    return [v.double() if isinstance(v, torch.Tensor) else v for v in values]
+
+
+def check(ours, plain, exact, tiny=2e-7):
+    """`tiny`: the absolute term, in units of the largest exact value."""
+    for a, b, reference in zip(ours, plain, exact, strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype and a.isfinite().all()
+        if a.dtype == torch.bfloat16 and DEVICE.type == "cpu":  # the interpreter drops the bits that a GPU rounds
+            b = (reference.float().view(torch.int32) & -65536).view(torch.float32)
+        scale = reference.abs().max().item()
+        mine, theirs = ((v.double() - reference).abs().max().item() for v in (a, b))
+        assert mine <= 2 * theirs + tiny * max(scale, 1.0), (mine, theirs, scale)
+
+
+def check_forward(x, residual, weight, bias, groups, silu, tiny=2e-7):
+    given = (weight, bias, groups, 1e-5, silu)
+    ours = forward.group_norm(x, *given, residual)
+    if residual is None:
+        assert ours[3] is x
+        ours, plain = ours[:3], naive.group_norm(x, *given)
+    else:
+        plain = naive.add_group_norm(x, residual, *given)
+        assert torch.equal(ours[3], plain[3])  # one rounding, the same
+    normalised = x if residual is None else plain[3]  # the reference normalises what is written
+    exact = naive.group_norm(*double((normalised, *given)))
+    check(ours[:3], plain[:3], exact, tiny)
+    return ours[:3]
+
+
+@kernels
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("shape, groups", SHAPES)
+def test_group_norm(shape, groups, kind):
+    for silu in (True, False):
+        check_forward(normal(shape, kind, mean=0.5), None, *affine(shape[3]), groups, silu)
+
+
+@kernels
+@pytest.mark.parametrize("kind", [torch.float16, torch.float32])
+@pytest.mark.parametrize("shape, groups", SHAPES[:4])
+def test_group_norm_of_a_sum(shape, groups, kind):
+    x = normal(shape, kind)
+    for other in (shape, (shape[0], 1, 1, shape[3])):
+        check_forward(x, normal(other, kind, mean=-1.0, seed=3), *affine(shape[3], kind), groups, True)
+
+
+@kernels
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("shape, groups", SHAPES)
+def test_group_norm_pull(shape, groups, kind):
+    x, cotangent, added = (normal(shape, kind, seed=seed) for seed in (4, 5, 6))
+    weight, bias = affine(shape[3])
+    _, mean, rstd = naive.group_norm(x, weight, bias, groups, 1e-5, True)
+    for silu, other in ((True, None), (True, added), (False, added)):
+        given = (cotangent, x, mean, rstd, weight, bias, groups, silu, other)
+        ours, plain = pull.group_norm_pull(*given), naive.group_norm_pull(*given)
+        check([ours], [plain], [naive.group_norm_pull(*double(given))])
+
+
+@kernels
+@pytest.mark.parametrize("groups", [4, 8])  # blocks of 64 and of 128 lanes
+def test_chunks_of_many_tiles(monkeypatch, groups):
+    """At most 3 chunks, so that a program walks over several tiles; the last chunk and its last tile are not full."""
+    monkeypatch.setattr(tiles, "CHUNKS", 4)
+    x, channels = normal((2, 23, 29, 80 if groups == 8 else 32), mean=3.0), 80 if groups == 8 else 32
+    divided = tiles.divide(2, 23 * 29, channels, groups, 4)
+    assert divided.chunk >= 3 * divided.rows and (23 * 29) % divided.chunk % divided.rows
+    weight, bias = affine(channels)
+    _, mean, rstd = check_forward(x, normal(x.shape, seed=7), weight, bias, groups, True)
+    given = (normal(x.shape, seed=8), x, mean, rstd, weight, bias, groups, True, normal(x.shape, seed=9))
+    ours, plain = pull.group_norm_pull(*given), naive.group_norm_pull(*given)
+    check([ours], [plain], [naive.group_norm_pull(*double(given))])
+
+
+@kernels
+def test_programs_write_their_own_channels_only(monkeypatch):
+    """The first of three blocks, alone: one after the other, as in the interpreter, they would repair each other."""
+    divided = tiles.divide(1, 9, 320, 32, 4)
+    monkeypatch.setattr(tiles, "divide", lambda *_: replace(divided, grid=(1, *divided.grid[1:])))
+    x, (weight, bias) = normal((1, 3, 3, 320)), affine(320)
+    y, mean, rstd, total = forward.group_norm(x, weight, bias, 32, 1e-5, True, x)
+    for written in (mean, rstd):
+        assert written.isfinite()[:, :12].all() and written.isnan()[:, 12:].all()
+    _, mean, rstd = naive.group_norm(x, weight, bias, 32, 1e-5, True)
+    for written in (y, total, pull.group_norm_pull(x, x, mean, rstd, weight, bias, 32, True)):
+        assert written.isfinite()[..., :120].all() and written.isnan()[..., 120:].all()
+
+
+@kernels
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_mean_far_above_the_deviation_does_not_cancel(kind):
+    x = normal((1, 20, 21, 64), kind, mean=1000.0)
+    given = (x, None, *affine(64), 16, False)
+    _, mean, rstd = check_forward(*given, tiny=1e-6)  # a float32 near 1000 is rounded by 3e-5 deviations
+    grouped = x.double().reshape(420, 16, 4)
+    assert (mean - grouped.mean((0, 2))).abs().max() <= 6.2e-5  # one unit in the last place
+    assert (rstd / (grouped.var((0, 2), unbiased=False) + 1e-5).rsqrt() - 1).abs().max() <= 1e-6
+
+
+@kernels
+def test_constant_input():
+    x = torch.full((1, 6, 6, 12), 3.0, device=DEVICE)
+    y, mean, rstd, _ = forward.group_norm(x, *affine(12), 3, 1e-5, False)
+    assert (mean == 3).all() and torch.allclose(rstd, torch.full_like(rstd, 1e-5**-0.5), rtol=1e-6)
+    assert torch.equal(y, affine(12)[1].expand_as(y))
+
+
+@kernels
+def test_a_sample_is_the_same_in_every_batch_and_run():
+    x, cotangent = normal((3, 9, 8, 48), torch.float16), normal((3, 9, 8, 48), torch.float16, seed=1)
+    weight, bias = affine(48)
+
+    def run(samples):
+        y, mean, rstd, _ = forward.group_norm(x[samples], weight, bias, 6, 1e-5, True)
+        return y, mean, rstd, pull.group_norm_pull(cotangent[samples], x[samples], mean, rstd, weight, bias, 6, True)
+
+    all_three, again, second = run(slice(0, 3)), run(slice(0, 3)), run(slice(1, 2))
+    for a, b, c in zip(all_three, again, second):
+        assert torch.equal(a, b) and torch.equal(a[1:2], c)
+
+
+@kernels
+def test_what_is_not_finite_stays_in_its_group():
+    x = normal((2, 5, 5, 24))
+    x[1, 2, 3, 9] = math.inf  # the second of four groups of 6
+    y, mean, rstd, _ = forward.group_norm(x, *affine(24), 4, 1e-5, True)
+    pulled = pull.group_norm_pull(torch.ones_like(x), x, mean, rstd, *affine(24), 4, True)
+    for result in (y, pulled):
+        bad = ~result.isfinite().unflatten(-1, (4, 6)).all(-1).all(2).all(1)  # [samples, groups]
+        assert bad.tolist() == [[False] * 4, [False, True, False, False]]
+
+
+@kernels
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("shape", [(2, 3, 5, 70), (1, 1, 1, 3), (1, 9, 11, 64)])
+def test_bias_residual(shape, kind):
+    x, other, bias = normal(shape, kind), normal(shape, kind, seed=1), normal(shape[3:])
+    for silu in (True, False):
+        for residual in (None, other):
+            given = (x, bias, residual, silu)
+            ours, plain = elementwise.bias_residual(*given), naive.bias_residual(*given)
+            check([ours], [plain], [naive.bias_residual(*double(given))])
+
+
+@kernels
+@pytest.mark.parametrize("order", ["blocks", "shuffle"])
+@pytest.mark.parametrize("shape", [(2, 4, 5, 12), (1, 2, 2, 4), (1, 3, 9, 280)])
+def test_interleave(shape, order):
+    for kind in TYPES:
+        phases = normal(shape, kind)
+        image = elementwise.interleave(phases, order)
+        assert torch.equal(image, naive.interleave(phases, order))
+        assert torch.equal(elementwise.interleave_pull(image, order), naive.interleave_pull(image, order))
+
+
+# The definitions
+
+
+@pytest.mark.parametrize("silu", [True, False])
+def test_definitions_are_those_of_the_exporter(silu):
+    export = pytest.importorskip("rlsd.export.ops")
+    x, cotangent = normal((2, 4, 6, 12)).double(), normal((2, 4, 6, 12), seed=1).double()
+    first = lambda t: t.permute(0, 3, 1, 2).contiguous()  # noqa: E731
+    given = (*double(affine(12)), 3, 1e-5, silu)
+    y, mean, rstd = naive.group_norm(x, *given)
+    for ours, theirs in zip((first(y), mean, rstd), export.group_norm(first(x), *given), strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+    ours = naive.group_norm_pull(cotangent, x, mean, rstd, *given[:3], silu)
+    theirs = export.group_norm_pull(first(cotangent), first(x), mean, rstd, *given[:3], silu)
+    assert torch.allclose(first(ours), theirs, rtol=1e-12, atol=1e-12)
+    assert torch.equal(first(naive.interleave(x, "shuffle")), export.interleave(first(x)))
+    assert torch.equal(first(naive.interleave_pull(x, "shuffle")), export.interleave_pull(first(x)))
+    blocks = x.unflatten(-1, (3, 4)).transpose(-1, -2).flatten(-2).contiguous()
+    assert torch.equal(naive.interleave(blocks, "blocks"), naive.interleave(x, "shuffle"))
+
+
+@pytest.mark.parametrize("order", ["blocks", "shuffle"])
+def test_interleave_pull_is_the_adjoint(order):
+    phases, image = normal((2, 4, 5, 12)).double(), normal((2, 6, 8, 3)).double()
+    across = (naive.interleave(phases, order) * image).sum()
+    assert torch.allclose(across, (phases * naive.interleave_pull(image, order)).sum(), rtol=1e-12)
+
+
+# The operators
+
+
+@pytest.mark.parametrize("silu", [True, False])
+def test_gradients(silu):
+    x, other = (normal((2, 3, 2, 6), seed=seed).double().requires_grad_(True) for seed in (1, 2))
+    row = normal((2, 1, 1, 6), seed=3).double().requires_grad_(True)
+    given = (*double(affine(6)), 3, 1e-5, silu)
+    assert torch.autograd.gradcheck(lambda x: norm.group_norm(x, *given)[0], (x,))
+    for residual in (other, row):
+        run = lambda x, r: norm.add_group_norm(x, r, *given)[::3]  # noqa: E731
+        assert torch.autograd.gradcheck(run, (x, residual))
+    phases = normal((2, 3, 2, 8)).double().requires_grad_(True)
+    for order in ("blocks", "shuffle"):
+        assert torch.autograd.gradcheck(lambda p, order=order: norm.interleave(p, order), (phases,))
+
+
+def test_no_gradient_where_none_is_promised():
+    x, (weight, bias) = normal((1, 2, 2, 4)).requires_grad_(True), affine(4)
+    _, mean, rstd = norm.group_norm(x, weight, bias, 2, 1e-5, True)
+    assert not mean.requires_grad and not rstd.requires_grad
+    with pytest.raises(NotImplementedError, match="weight and bias"):
+        norm.group_norm(x, weight.requires_grad_(True), bias, 2, 1e-5, True)[0].sum().backward()
+
+
+def test_operators_are_what_they_register():
+    x, residual = (normal((2, 3, 2, 8), torch.float16, seed=seed).requires_grad_(True) for seed in (1, 2))
+    weight, bias = affine(8)
+    statistics = normal((2, 2)), normal((2, 2))
+    ops, tests = torch.ops.rlsd, ("test_schema", "test_faketensor", "test_autograd_registration")
+    for operator, given in (
+        (ops.group_norm_nhwc, (x, weight, bias, 2, 1e-5, True)),
+        (ops.add_group_norm_nhwc, (x, residual, weight, bias, 2, 1e-5, True)),
+        (ops.group_norm_pull_nhwc, (x.detach(), x.detach(), *statistics, weight, bias, 2, True, residual.detach())),
+        (ops.bias_residual_nhwc, (x.detach(), bias, residual.detach(), True)),
+        (ops.interleave_nhwc, (x,)),
+        (ops.interleave_pull_nhwc, (normal((1, 2, 4, 3)), "shuffle")),
+    ):
+        torch.library.opcheck(operator.default, given, test_utils=tests)
+
+
+X, V, S = torch.zeros(2, 3, 2, 8), torch.zeros(8), torch.zeros(2, 2)
+
+
+@pytest.mark.parametrize(
+    "name, call",
+    [
+        ("x", lambda: norm.group_norm(X[0], V, V, 2, 1e-5, True)),
+        ("x", lambda: norm.group_norm(X.transpose(1, 2), V, V, 2, 1e-5, True)),
+        ("x", lambda: norm.group_norm(X.int(), V, V, 2, 1e-5, True)),
+        ("x", lambda: norm.group_norm(X[:0], V, V, 2, 1e-5, True)),
+        ("weight", lambda: norm.group_norm(X, V[:4], V, 2, 1e-5, True)),
+        ("bias", lambda: norm.group_norm(X, V, X, 2, 1e-5, True)),
+        ("groups", lambda: norm.group_norm(X, V, V, 3, 1e-5, True)),
+        ("groups", lambda: norm.group_norm(X, V, V, 0, 1e-5, True)),
+        ("epsilon", lambda: norm.group_norm(X, V, V, 2, -1.0, True)),
+        ("residual", lambda: norm.add_group_norm(X, X[:, :1].contiguous(), V, V, 2, 1e-5, True)),
+        ("residual", lambda: norm.add_group_norm(X, X.half(), V, V, 2, 1e-5, True)),
+        ("cotangent", lambda: norm.group_norm_pull(X.half(), X, S, S, V, V, 2, True)),
+        ("mean", lambda: norm.group_norm_pull(X, X, S.half(), S, V, V, 2, True)),
+        ("rstd", lambda: norm.group_norm_pull(X, X, S, S[:1], V, V, 2, True)),
+        ("added", lambda: norm.group_norm_pull(X, X, S, S, V, V, 2, True, X[:1])),
+        ("bias", lambda: norm.bias_residual(X, V[:4])),
+        ("residual", lambda: norm.bias_residual(X, V, X[:1])),
+        ("phases", lambda: norm.interleave(X[:, :1].contiguous())),
+        ("phases", lambda: norm.interleave(X[..., :6].contiguous())),
+        ("cotangent", lambda: norm.interleave_pull(X)),
+        ("order", lambda: norm.interleave(X, "rows")),
+    ],
+)
+def test_errors_name_the_argument(name, call):
+    with pytest.raises(ValueError, match=f"^{name} "):
+        call()
+
+
+# What a bundle carries
+
+
+@pytest.mark.parametrize(
+    "pixels, channels",
+    [
+        (64**2, 512), (128**2, 512), (256**2, 512), (256**2, 256), (512**2, 256), (512**2, 128),
+        (64**2, 320), (64**2, 960), (32**2, 640), (32**2, 1920), (16**2, 1280), (16**2, 2560), (8**2, 1280),
+    ],
+)  # fmt: skip
+def test_the_bundle_has_what_a_launch_at_these_shapes_wants(pixels, channels):
+    divided = tiles.divide(1, pixels, channels, 32, 2)
+    assert replace(divided, grid=(*divided.grid[:2], 16)) == tiles.divide(16, pixels, channels, 32, 2)
+    blocks, chunks, _ = divided.grid
+    assert chunks <= tiles.CHUNKS and blocks * divided.width >= channels and chunks * divided.chunk >= pixels
+    assert divided.width % (channels // 32) == 0 and divided.width // (channels // 32) <= tiles.GROUPS
+    carried = {kernel.name: kernel.constants for kernel in norm.KERNELS}
+    names = ["group_norm_statistics", "add_group_norm_statistics", "group_norm_apply"]
+    if channels in (128, 256, 512):
+        names += ["group_norm_pull_sums", "group_norm_pull_apply"]
+    for name in names:
+        constants = carried[f"{name}_{divided.block}_fp16"]
+        assert (constants["ROWS"], constants["BLOCK"], constants["ALIGN"]) == (
+            divided.rows, divided.block, divided.align,
+        )  # fmt: skip
+
+
+COMPILE = """
+from rlsd.kernels.aot import compile_kernel
+from rlsd.kernels.norm import KERNELS
+for kernel in KERNELS:
+    cubin = compile_kernel(kernel, 90)
+    assert cubin.binary and cubin.shared <= 48 << 10, cubin.line
+    print(cubin.line)
+"""
+
+
+def test_every_kernel_compiles_without_a_gpu():
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[1] for line in done.stdout.splitlines()] == [kernel.name for kernel in norm.KERNELS]
