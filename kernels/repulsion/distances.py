@@ -10,8 +10,8 @@ strip of rows: `distances`, `bandwidths`, `gradient`. Between them lie, in globa
 Distances are direct differences: the Gram form loses all digits of particles that are close together. A pair and
 element costs 2 instructions (subtract, multiply-add) and every pair is computed once, so N = 4096, D = 384 is bound by
 4096^2 / 2 x 384 x 2 lane-instructions: 0.22 ms at an H100's 132 x 128 lanes x 1.755 GHz, while T = 16 reads 1.6 GB
-through L2 (0.3 ms at 5.5 TB/s). A Gram path through tl.dot is left out: with three TF32 products it would save less
-than that, beside 30 s of networks for as many particles, and its error is a share of s^2, not of d^2.
+through L2 (0.3 ms at 5.5 TB/s). A Gram path through tl.dot is left out: three TF32 products would save 0.2 ms, beside
+30 s of networks for as many particles, and their error is a share of s^2, not of d^2.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def weighted_differences(weights: Tensor, x: Tensor) -> Tensor:
 
 
 def _block(x: Tensor) -> int:
-    return max(1, 2**26 // max(1, x.numel()))
+    return max(1, 2**24 // max(1, x.numel()))
 
 
 def normal(seed: int, item: int, particle: int, stream: int, count: int) -> Tensor:

@@ -104,7 +104,8 @@ def _repulsion(
             raise ValueError(f"{name} is {_words(vector)}: {kind} [{size}] on {phi.device} is needed")
     offsets, seeds, items, steps = (vector.contiguous() for vector in (offsets, seeds, items, steps))
     if phi.is_cuda:
-        return launch.repulsion(_rows(phi), offsets, seeds, items, steps, largest, scratch)
+        with torch.cuda.device_of(phi):
+            return launch.repulsion(_rows(phi), offsets, seeds, items, steps, largest, scratch)
     return naive.repulsion(phi.float(), offsets, seeds, items, steps)
 
 
@@ -117,7 +118,10 @@ def _(phi: Tensor, offsets: Tensor, seeds: Tensor, items: Tensor, steps: Tensor,
 def squared_distances(x: Tensor) -> Tensor:
     """||x_i - x_j||^2 by direct differences, without cancellation: x [N, D] -> [N, N], float32 (float64 on the CPU)."""
     _check("x", x, (torch.float32, torch.float16, torch.float64))
-    return launch.squared_distances(_rows(x)) if x.is_cuda else naive.squared_distances(_wide(x))
+    if x.is_cuda:
+        with torch.cuda.device_of(x):
+            return launch.squared_distances(_rows(x))
+    return naive.squared_distances(_wide(x))
 
 
 @squared_distances.register_fake
@@ -132,7 +136,8 @@ def weighted_differences(weights: Tensor, x: Tensor) -> Tensor:
     if weights.shape != (len(x), len(x)) or weights.dtype != _result(x) or weights.device != x.device:
         raise ValueError(f"weights is {_words(weights)}: {_result(x)} [{len(x)}, {len(x)}] on {x.device} is needed")
     if x.is_cuda:
-        return launch.weighted_differences(_rows(weights), _rows(x))
+        with torch.cuda.device_of(x):
+            return launch.weighted_differences(_rows(weights), _rows(x))
     return naive.weighted_differences(weights, _wide(x))
 
 
