@@ -10,6 +10,8 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx
 
+from rlsd.export.graph import constant
+
 aten = torch.ops.aten
 
 
@@ -25,9 +27,7 @@ def operations(graph_module: fx.GraphModule) -> int:
 
 def _operations(node: fx.Node) -> int:
     ops, value = torch.ops.rlsd, node.meta.get("val")
-    if node.target == ops.conv_nhwc.default:
-        return 2 * value.numel() * math.prod(_shape(node, 1)[1:])
-    if node.target in (aten.conv2d.default, aten.convolution.default):
+    if node.target in (ops.conv_nhwc.default, aten.conv2d.default, aten.convolution.default):
         return 2 * value.numel() * math.prod(_shape(node, 1)[1:])
     if node.target == ops.attention.default:
         return 4 * math.prod(_shape(node, 0)) * _shape(node, 1)[1]
@@ -42,13 +42,8 @@ def _shape(node: fx.Node, number: int) -> Sequence[int]:
     """The shape of an argument: of a value by its meta, of a constant by itself."""
     source = node.args[number]
     assert isinstance(source, fx.Node)
-    if source.op != "get_attr":
-        return source.meta["val"].shape
-    value: object = node.graph.owning_module
-    for part in str(source.target).split("."):
-        value = getattr(value, part)
-    assert isinstance(value, Tensor)
-    return value.shape
+    known = constant(node.graph.owning_module, source)
+    return source.meta["val"].shape if known is None else known.shape
 
 
 def largest_values(graph_module: fx.GraphModule, args: Sequence[Tensor]) -> dict[str, float]:

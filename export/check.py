@@ -55,12 +55,19 @@ def pulled_in_float64(
     return y.detach(), torch.zeros_like(x) if pulled is None else pulled, cotangent
 
 
-def run(model: Path, inputs: Mapping[str, Tensor | np.ndarray]) -> dict[str, np.ndarray]:
-    """All outputs of the ONNX file, by name; inputs that it does not have are left out."""
+def open_session(model: Path, optimized: bool = True) -> onnxruntime.InferenceSession:
+    """An ONNX file on the CPU with the engine's operators; not `optimized`, it does each of its nodes as written."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    if not optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.register_custom_ops_library(str(library_path()))
-    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+
+
+def run(model: Path, inputs: Mapping[str, Tensor | np.ndarray]) -> dict[str, np.ndarray]:
+    """All outputs of the ONNX file, by name; inputs that it does not have are left out."""
+    session = open_session(model)
     wanted = {node.name for node in session.get_inputs()}
     feed = {n: v.detach().numpy() if isinstance(v, Tensor) else v for n, v in inputs.items() if n in wanted}
     names = [node.name for node in session.get_outputs()]

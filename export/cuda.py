@@ -21,14 +21,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 import torch
 from torch import Tensor, fx, nn
 
-from rlsd.engine import library_path
 from rlsd.export import census
 from rlsd.export.bundle import BundleWriter
-from rlsd.export.check import CheckError
+from rlsd.export.check import CheckError, open_session
 from rlsd.export.lower import lower
 from rlsd.export.onnx_graph import to_onnx
 from rlsd.export.package import VERSION, Networks, Packer, check_batches, write_facts
@@ -36,6 +34,7 @@ from rlsd.export.precompute import precompute
 from rlsd.export.pullback import RECOMPUTED_ON_CUDA, Split, split
 from rlsd.export.tabulate import tabulate
 from rlsd.export.trace import CUDA_REWRITES, REWRITES, plain_attention, to_aten
+from rlsd.kernels.aot import ARCHITECTURES
 
 LARGEST_ERROR, LEAST_COSINE = 2e-2, 0.999
 HALF_MAX = 65504.0
@@ -57,9 +56,13 @@ def package_cuda(
     architectures: compute capabilities times 10, for the cubins; with none the bundle has no kernels of ours. batches:
     as for rlsd.export.package. rewrites: names of rlsd.export.trace's REWRITES and CUDA_REWRITES, default all. The
     networks' weights are rounded to halves in place.
-    Raises CheckError when a graph strays from its module, or when a value does not fit into a half.
+    Raises CheckError when a graph strays from its module, or when a value does not fit into a half; ValueError for an
+    architecture or batches that are not known; RuntimeError when a kernel does not compile.
     """
     check_batches(batches)
+    for arch in architectures:
+        if arch not in ARCHITECTURES:
+            raise ValueError(f"arch {arch} is not known: {', '.join(map(str, ARCHITECTURES))}")
     chosen = [*REWRITES, *CUDA_REWRITES] if rewrites is None else list(rewrites)
     with (
         torch.random.fork_rng(devices=[]),
@@ -245,11 +248,7 @@ def run_lowered(model: ir.Model, traced: Traced, known: Mapping[str, Tensor]) ->
         source, target = Path(folder) / "cuda.onnx", Path(folder) / "cpu.onnx"
         ir.save(model, source, external_data="cuda.bin")
         lower(source, target)
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it may drop roundings
-        options.log_severity_level = 3
-        options.register_custom_ops_library(str(library_path()))
-        session = onnxruntime.InferenceSession(str(target), options, providers=["CPUExecutionProvider"])
+        session = open_session(target, optimized=False)  # an optimizer may drop roundings
         feed: dict[str, np.ndarray] = {}
         for node in session.get_inputs():
             value = known[node.name]

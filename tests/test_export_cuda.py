@@ -153,3 +153,9 @@ def test_memory_and_work_of_stable_diffusions_decoder() -> None:
     parts = split(to_aten(decoder, [z], ALL), [z], ["z"], recomputed=RECOMPUTED_ON_CUDA)
     assert census.operations(parts.forward) < 0.9 * census.operations(plain)
     assert sum(v.numel() * v.element_size() for v in parts.kept_values) <= 1.1e9
+
+
+def test_an_unknown_architecture_is_named(networks: checkpoint.Networks, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="arch 70 is not known: 80, 86"):
+        cuda.package_cuda(networks, tmp_path / "b", name="old", architectures=[80, 70])
+    assert list(tmp_path.iterdir()) == []

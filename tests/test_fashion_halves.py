@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from rlsd.engine import Params, library_path
+from rlsd.engine import Params
 from rlsd.engine.reference import rlsd
 from rlsd.export import checkpoint, cuda
+from rlsd.export.check import open_session
 from rlsd.export.lower import lower
 from rlsd.models.fashion import PATH
 
@@ -97,10 +98,7 @@ def halves(values: np.ndarray, *shape: int) -> np.ndarray:
 
 def session(bundle: Path, folder: Path, name: str) -> onnxruntime.InferenceSession:
     lower(bundle / f"{name}.b{N}.onnx", folder / f"{name}.onnx")
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.register_custom_ops_library(str(library_path()))
-    return onnxruntime.InferenceSession(str(folder / f"{name}.onnx"), options, providers=["CPUExecutionProvider"])
+    return open_session(folder / f"{name}.onnx", optimized=False)
 
 
 def psnr(x: np.ndarray, image: np.ndarray) -> float:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rlsd.bench.kernels import Case
+from rlsd.kernels.naive import normal
 from rlsd.kernels.step import Lanes, launch, naive, philox_normal
 from rlsd.kernels.step.lanes import AUGMENTED, GRADIENT, MOVE_Z
 
@@ -116,7 +117,7 @@ def start(batch: int, size: int) -> Case:
 
 def operator(count: int) -> Case:
     def plain(out: Tensor) -> Tensor:
-        return naive.normal(torch.tensor([[1, 0, 2, 3, 4]], device=out.device), count)[0]
+        return normal(torch.tensor([[1, 0, 2, 3, 4]], device=out.device), count)[0]
 
     def ours(out: Tensor) -> Tensor:
         return philox_normal(1, 2, 3, 4, count, out.device)

@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from rlsd.kernels.naive import normal
+
 ETA, TIE = 1e-2, 1e-6  # floor of the root bandwidth, and what counts as coincident: shares of the features' scale
 
 
@@ -38,8 +40,10 @@ def crowd(phi: Tensor, seed: int, item: int, step: int) -> tuple[Tensor, Tensor]
     h = (median**2 / math.log(max(N - 1, 2))).maximum((ETA * s) ** 2)
     k = torch.where(others, (-(d**2) / h[:, None]).exp(), 0)
     g = weighted_differences(k * ~tied, phi)
+    words = [value & 0xFFFFFFFF for value in (seed, seed >> 32, item, 2**31 + step)]
     for i, j in tied.nonzero().tolist():
-        xi = normal(seed, item, i, 2**31 + step, D) - normal(seed, item, j, 2**31 + step, D)
+        pair = normal(torch.tensor([[*words[:3], particle, words[3]] for particle in (i, j)]), D).double()
+        xi = pair[0] - pair[1]
         g[i] += k[i, j] * ETA * s * (xi / xi.norm()).to(phi)
     total = k.sum(1)
     return torch.where((total > 0)[:, None], 2 * g / (h * total)[:, None], 0), h
@@ -58,18 +62,3 @@ def weighted_differences(weights: Tensor, x: Tensor) -> Tensor:
 
 def _block(x: Tensor) -> int:
     return max(1, 2**24 // max(1, x.numel()))
-
-
-def normal(seed: int, item: int, particle: int, stream: int, count: int) -> Tensor:
-    """The engine's addressed standard normal numbers (Philox4x32-10, Box-Muller): float64 [count] of float32 values."""
-    low = 2**32 - 1
-    c = [torch.arange((count + 3) // 4)] + [torch.full(((count + 3) // 4,), v) for v in (stream, particle, item & low)]
-    key = [seed & low, seed >> 32 & low]
-    for _ in range(10):
-        a, b = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]  # products wrap at 64 bits, as they should
-        c = [(b >> 32 & low) ^ c[1] ^ key[0], b & low, (a >> 32 & low) ^ c[3] ^ key[1], a & low]
-        key = [(key[0] + 0x9E3779B9) & low, (key[1] + 0xBB67AE85) & low]
-    u, v = ((torch.stack(c[first::2], 1).double() + 0.5) / 2**32 for first in (0, 1))
-    radius, angle = (-2 * u.log()).sqrt(), 2 * math.pi * v
-    pairs = torch.stack([radius * angle.cos(), radius * angle.sin()], 2)
-    return pairs.float().double().reshape(-1)[:count]

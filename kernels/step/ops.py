@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlsd.kernels.step import launch, naive
+from rlsd.kernels.naive import normal
+from rlsd.kernels.step import launch
 
 
 @torch.library.custom_op("rlsd::philox_normal", mutates_args=())
@@ -15,7 +16,7 @@ def _philox_normal(seed: int, item: int, particle: int, stream: int, count: int,
         launch.normal(out, seed, item, particle, stream)
     elif count:
         words = [seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, item, particle, stream]
-        out = naive.normal(torch.tensor([words], device=device), count)[0]
+        out = normal(torch.tensor([words], device=device), count)[0]
     return out
 
 
