@@ -46,18 +46,28 @@ def _shape(node: fx.Node, number: int) -> Sequence[int]:
     return source.meta["val"].shape if known is None else known.shape
 
 
-def largest_values(graph_module: fx.GraphModule, args: Sequence[Tensor]) -> dict[str, float]:
-    """The largest magnitude of each node's result, by node: what its type has to hold."""
+def largest_values(
+    graph_module: fx.GraphModule, args: Sequence[Tensor], *, precise: bool = False, kind: torch.dtype | None = None
+) -> dict[str, float]:
+    """The largest magnitude of each node's result, by node: what its type has to hold.
+
+    precise: a graph in halves is computed in float32, its weights and `args` too. kind: only results of this type.
+    """
     found: dict[str, float] = {}
+
+    def widened(value: object) -> object:
+        return value.float() if precise and isinstance(value, Tensor) and value.dtype == torch.float16 else value
 
     class Watch(fx.Interpreter):
         def run_node(self, n: fx.Node) -> object:
             result = super().run_node(n)
+            result = tuple(map(widened, result)) if isinstance(result, tuple) else widened(result)
             values = [v for v in (result if isinstance(result, tuple) else (result,)) if isinstance(v, Tensor)]
-            if n.op == "call_function":
+            values = [v for v in values if kind in (None, v.dtype)]
+            if n.op == "call_function" and values:
                 found[n.name] = max((float(v.abs().max()) for v in values if v.is_floating_point()), default=0.0)
             return result
 
     with torch.no_grad():
-        Watch(graph_module).run(*args)
+        Watch(graph_module).run(*(widened(arg) for arg in args))
     return found

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx
 
-from rlsd.export import fused_ops
+from rlsd.export.fused_ops import halves_the_image
 from rlsd.export.graph import add_buffer, arguments, constant, replace
 from rlsd.export.ops import precise
 
@@ -73,6 +73,10 @@ def _convolution(gm: fx.GraphModule, node: fx.Node) -> None:
     kernel = constant(gm, weight)
     if kernel is None or groups != 1 or any(d != 1 for d in dilation) or isinstance(padding, str):
         return
+    if any(s != 1 for s in stride) and not halves_the_image(x.meta["val"].shape[2:], kernel.shape[2:], stride, padding):
+        return  # patches of a transformer: no pull-back with the channels last
+    if any(p >= k for p, k in zip(padding, kernel.shape[2:])):
+        return  # nor here
     stored = add_buffer(gm, node, "nhwc_weight", kernel.permute(0, 2, 3, 1))
     args = (_companion(gm, x, node), stored, bias, list(stride), list(padding))
     value = node.meta["val"].permute(LAST)
@@ -194,6 +198,3 @@ def _transposition(gm: fx.GraphModule, node: fx.Node) -> None:
     source = _transposed(node.args[0]) if _transposed(node) is not None else None
     if source is not None:
         replace(node, source)
-
-
-assert fused_ops  # registers rlsd::conv_nhwc

@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from rlsd.export.cuda import package_cuda
 from rlsd.export.operators import operators as all_operators
+from rlsd.export.own import load_own
 from rlsd.export.package import Networks, package
 
 
@@ -38,15 +39,16 @@ def export_checkpoint(
     batches: Sequence[int] | None = None,
     features: Path | str | None = None,
     name: str | None = None,
-    rewrites: Sequence[str] | None = None,
+    without: Sequence[str] = (),
     overwrite: bool = False,
 ) -> Path:
     """Exports the checkpoint folder to a bundle at `out` and returns it.
 
     target: "cpu" (precision fp32, the default, or fp16) or "cuda" (fp16; architectures: compute capabilities times 10).
-    size: "H" or "HxW" in pixels, or (H, W); default: the UNet's own. operators: names, default all that fit the
-    size. batches: the numbers of samples that each graph is made for, default 2, 8, 16 for CPUs and 1, 4 for GPUs.
-    features: folder of a feature extractor, default the checkpoint's own `features`, if any.
+    size: "H" or "HxW" in pixels, or (H, W); default: the UNet's own. operators: names, "all" or your own as
+    "FILE.py:NAME" (rlsd.export.own); default all of ours that fit the size. batches: the numbers of samples that each
+    graph is made for, default 2, 8, 16 for CPUs and 1, 4 for GPUs. features: folder of a feature extractor, default
+    the checkpoint's own `features`, if any. without: names of rlsd.export.trace.SAVINGS or CUDA_SAVINGS to leave out.
     Raises CheckpointError, FileExistsError, or check.CheckError.
     """
     if (target, precision) not in (("cpu", None), ("cpu", "fp32"), ("cpu", "fp16"), ("cuda", None), ("cuda", "fp16")):
@@ -62,7 +64,7 @@ def export_checkpoint(
             name=name,
             architectures=architectures,
             batches=batches or (1, 4),
-            rewrites=rewrites,
+            without=without,
             overwrite=overwrite,
         )
     return package(
@@ -71,7 +73,7 @@ def export_checkpoint(
         name=name,
         batches=batches or (2, 8, 16),
         precision=precision or "fp32",
-        rewrites=rewrites,
+        without=without,
         overwrite=overwrite,
     )
 
@@ -100,7 +102,7 @@ def load(
         denoiser=Denoiser(unet, scheduler.alphas_cumprod, scheduler.config.prediction_type),
         decoder=Decoder(vae),
         features=load_features(extractor, image) if extractor else None,
-        operators=choose(all_operators(image), operators),
+        operators=choose(all_operators(image), operators, image),
         alphas_cumprod=scheduler.alphas_cumprod,
         latent=(vae.config.latent_channels, height // factor, width // factor),
         image=image,
@@ -178,7 +180,7 @@ def load_features(folder: Path, image: Sequence[int]) -> nn.Module:
 
     transformers_logging.disable_progress_bar()
     extra = {"add_pooling_layer": False} if kind == "vit" else {}
-    model = AutoModel.from_pretrained(folder, use_safetensors=True, attn_implementation="eager", **extra).eval()
+    model = AutoModel.from_pretrained(folder, use_safetensors=True, attn_implementation="sdpa", **extra).eval()
     settings = folder / "preprocessor_config.json"
     known = read_json(settings) if settings.is_file() else {}
     mean, std = known.get("image_mean", [0.485, 0.456, 0.406]), known.get("image_std", [0.229, 0.224, 0.225])
@@ -222,14 +224,22 @@ def load_info(checkpoint: Path) -> list[str]:
     return [f"image_padding {' '.join(map(str, padding))}"] if padding else []
 
 
-def choose(available: dict, names: Sequence[str] | None) -> dict:
-    """The operators asked for; all of them where none is named."""
-    if not names:
-        return available
-    for name in names:
-        if name not in available:
+def choose(available: dict, names: Sequence[str] | None, image: Sequence[int]) -> dict:
+    """The operators asked for, `all` and FILE.py:NAME among their names; all of ours where none is named."""
+    chosen: dict = {}
+    for name in names or ["all"]:
+        if ":" in name:
+            word, operator = load_own(name, image)
+            if word in available:
+                raise CheckpointError(f"operator {name!r} would be called {word}, as one of ours: rename it")
+            chosen[word] = operator
+        elif name == "all":
+            chosen |= available
+        elif name not in available:
             raise CheckpointError(f"operator {name!r} is not known here: {', '.join(sorted(available))}")
-    return {name: available[name] for name in names}
+        else:
+            chosen[name] = available[name]
+    return chosen
 
 
 def parse_size(size: str | tuple[int, int] | None) -> tuple[int, int] | None:

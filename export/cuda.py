@@ -24,16 +24,17 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx, nn
 
-from rlsd.export import census
+from rlsd.export import census, islands
 from rlsd.export.bundle import BundleWriter
 from rlsd.export.check import CheckError, open_session
+from rlsd.export.fused_sums import fuse_pulled_sums
 from rlsd.export.lower import lower
 from rlsd.export.onnx_graph import to_onnx
 from rlsd.export.package import VERSION, Networks, Packer, check_batches, write_facts
 from rlsd.export.precompute import precompute
 from rlsd.export.pullback import RECOMPUTED_ON_CUDA, Split, split
 from rlsd.export.tabulate import tabulate
-from rlsd.export.trace import CUDA_REWRITES, REWRITES, plain_attention, to_aten
+from rlsd.export.trace import CUDA_REWRITES, CUDA_SAVINGS, REWRITES, all_but, plain_attention, to_aten
 from rlsd.kernels.aot import ARCHITECTURES
 
 LARGEST_ERROR, LEAST_COSINE = 2e-2, 0.999
@@ -48,39 +49,43 @@ def package_cuda(
     name: str,
     architectures: Sequence[int],
     batches: Sequence[int] = (1, 4),
-    rewrites: Sequence[str] | None = None,
+    without: Sequence[str] = (),
     overwrite: bool = False,
 ) -> Path:
     """Exports `networks` to a new bundle for CUDA in halves at `path` and returns it.
 
     architectures: compute capabilities times 10, for the cubins; with none the bundle has no kernels of ours. batches:
-    as for rlsd.export.package. rewrites: names of rlsd.export.trace's REWRITES and CUDA_REWRITES, default all. The
-    networks' weights are rounded to halves in place.
-    Raises CheckError when a graph strays from its module, or when a value does not fit into a half; ValueError for an
-    architecture or batches that are not known; RuntimeError when a kernel does not compile.
+    as for rlsd.export.package. without: which of rlsd.export.trace.CUDA_SAVINGS to leave out, to see what they bring.
+    The networks' weights are rounded to halves in place.
+    Raises CheckError when a graph strays from its module, or when an input or output of a graph does not fit into a
+    half; ValueError for an architecture or batches that are not known; RuntimeError when a kernel does not compile.
     """
     check_batches(batches)
     for arch in architectures:
         if arch not in ARCHITECTURES:
             raise ValueError(f"arch {arch} is not known: {', '.join(map(str, ARCHITECTURES))}")
-    chosen = [*REWRITES, *CUDA_REWRITES] if rewrites is None else list(rewrites)
+    chosen = all_but(CUDA_SAVINGS, without)
     with (
         torch.random.fork_rng(devices=[]),
         BundleWriter(Path(path), name, f"rlsd {VERSION}", "cuda", "fp16", overwrite) as bundle,
     ):
         torch.manual_seed(0)
         write_facts(networks, bundle)
+        packer = CudaPacker(networks, bundle, chosen)
+        packer.pack(sorted(batches))
         if architectures:
-            add_kernels(bundle, architectures)
-        CudaPacker(networks, bundle, chosen).pack(sorted(batches))
+            add_kernels(bundle, architectures, precise=any(packer.large.values()))
     return Path(path)
 
 
-def add_kernels(bundle: BundleWriter, architectures: Sequence[int]) -> None:
-    """Compiles the Triton kernels, in a process of its own that no interpreter mode reaches, and adds them."""
+def add_kernels(bundle: BundleWriter, architectures: Sequence[int], precise: bool = False) -> None:
+    """Compiles the Triton kernels, in a process of its own that no interpreter mode reaches, and adds them.
+
+    precise: with those for float32, which graphs need that keep some of their values in float32.
+    """
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "rlsd.kernels.aot", "--out", folder]
-        command += ["--arch", ",".join(map(str, architectures))]
+        command += ["--arch", ",".join(map(str, architectures)), *(["--precise"] if precise else [])]
         done = subprocess.run(command, capture_output=True, text=True, env=_compiler_environment())
         if done.returncode != 0:
             raise RuntimeError(f"the kernels do not compile: {done.stderr.strip().splitlines()[-1]}")
@@ -108,9 +113,11 @@ class Traced:
 class CudaPacker:
     """Exports the graphs of a bundle for CUDA, first at a small size to check them, then for every batch."""
 
-    def __init__(self, networks: Networks, bundle: BundleWriter, rewrites: Sequence[str]):
-        self.networks, self.bundle, self.rewrites = networks, bundle, rewrites
+    def __init__(self, networks: Networks, bundle: BundleWriter, savings: Sequence[str]):
+        self.networks, self.bundle, self.savings = networks, bundle, savings
+        self.rewrites = [name for name in savings if name in REWRITES | CUDA_REWRITES]
         self.tables: dict[str, Tensor] = {}
+        self.large: dict[str, frozenset[str]] = {}  # by network: nodes whose results do not fit into halves
 
     def pack(self, batches: Sequence[int]) -> None:
         networks = self.networks
@@ -120,7 +127,7 @@ class CudaPacker:
         if networks.features is not None:
             self._with_pull("features", networks.features, "image", "phi", networks.image, batches, networks.image)
         for batch in batches:
-            operators = Packer(networks, self.bundle, batch, "fp32", [n for n in self.rewrites if n in REWRITES], {})
+            operators = Packer(networks, self.bundle, batch, "fp32", self.savings, {})
             for name, operator in networks.operators.items():
                 operators.operator(name, operator)
 
@@ -138,7 +145,7 @@ class CudaPacker:
             want = module(*example)
         halved = module.half()
         context, graph = self._trace_denoiser(halved, example)
-        known = dict(zip(graph.inputs, example))
+        known = dict(zip(["z_t", "t", "context"], example))
         if context is not None:
             known |= self._check(context, {"context": example[2]}, {})
         self._check(graph, known, {"eps": want})
@@ -150,16 +157,29 @@ class CudaPacker:
 
     def _trace_denoiser(self, module: nn.Module, example: list[Tensor]) -> tuple[Traced | None, Traced]:
         args = [x.half() if x.is_floating_point() else x for x in example]
-        graph = to_aten(module, args, self.rewrites)
-        tabulate(graph, 1, len(self.networks.alphas_cumprod), self.tables)
-        if len(args) == 2:
-            return None, Traced("denoiser", graph, args, ["z_t", "t"], ["eps"])
+        graph = self._to_aten("denoiser", module, args)
+        if "timesteps" in self.savings:
+            tabulate(graph, 1, len(self.networks.alphas_cumprod), self.tables)
+        if len(args) == 2 or "context" not in self.savings:
+            return None, Traced("denoiser", graph, args, ["z_t", "t", "context"][: len(args)], ["eps"])
         before, graph = precompute(graph, 2)
         given = [node for node in graph.graph.nodes if node.op == "placeholder"][2:]
         names = [f"context_{i}" for i in range(len(given))]
         values = [torch.zeros(node.meta["val"].shape, dtype=torch.float16) for node in given]
         context = Traced("context", before, args[2:], ["context"], names)
         return context, Traced("denoiser", graph, [*args[:2], *values], ["z_t", "t", *names], ["eps"])
+
+    def _to_aten(self, name: str, module: nn.Module, args: list[Tensor]) -> fx.GraphModule:
+        """The graph in halves but for what is too large for them, looked for in the first call, which is small."""
+        graph = to_aten(module, args, self.rewrites)
+        first = name not in self.large
+        if first:
+            self.large[name] = islands.too_large(graph, args)
+        kept = islands.keep_precise(graph, self.large[name])
+        if first:
+            for node in kept:
+                self.bundle.fact("info", "float32", name, node)
+        return graph
 
     def _with_pull(
         self, name: str, module: nn.Module, source: str, output: str,
@@ -186,9 +206,11 @@ class CudaPacker:
         self, name: str, module: nn.Module, x: Tensor, source: str, output: str
     ) -> tuple[Traced, Traced, Split]:
         x = x.half()
-        # Extractors have strided convolutions, whose pull-back is a transposed convolution, channels first.
-        rewrites = [word for word in self.rewrites if name == "decoder" or word != "channels_last"]
-        parts = split(to_aten(module, [x], rewrites), [x], [source], recomputed=RECOMPUTED_ON_CUDA)
+        graph = self._to_aten(name, module, [x])
+        recomputed = RECOMPUTED_ON_CUDA if "recompute" in self.savings else frozenset()
+        parts = split(graph, [x], [source], recomputed=recomputed)
+        if "sums" in self.rewrites:
+            fuse_pulled_sums(parts.pull)
         y = next(node for node in parts.forward.graph.nodes if node.op == "output").args[0][0].meta["val"]
         known = {source: x} | {n: torch.zeros(v.shape, dtype=v.dtype) for n, v in zip(parts.kept, parts.kept_values)}
         cotangent = torch.zeros(y.shape, dtype=torch.float16)
@@ -202,7 +224,7 @@ class CudaPacker:
         known = dict(zip(["cotangent", *parts.pull_inputs], args))
         kinds = dict(zip(parts.kept, (value.dtype for value in parts.kept_values)))
         given = [x.to(kinds.get(word, torch.float16)) for word, x in known.items()]
-        largest = max(census.largest_values(parts.pull, given).values())
+        largest = max(census.largest_values(parts.pull, given, kind=torch.float16).values())
         if not 0 < largest < math.inf:
             raise CheckError(f"graph {name}_pull: its largest value is {largest}")
         return 2.0 ** math.floor(math.log2(HALF_MAX / HEADROOM / largest))
@@ -249,8 +271,9 @@ def run_lowered(model: ir.Model, traced: Traced, known: Mapping[str, Tensor]) ->
         ir.save(model, source, external_data="cuda.bin")
         lower(source, target)
         session = open_session(target, optimized=False)  # an optimizer may drop roundings
+        kinds = {name: arg.dtype for name, arg in zip(traced.inputs, traced.args)}
         feed: dict[str, np.ndarray] = {}
         for node in session.get_inputs():
             value = known[node.name]
-            feed[node.name] = (value.half().float() if value.is_floating_point() else value).numpy()
+            feed[node.name] = (value.to(kinds[node.name]).float() if value.is_floating_point() else value).numpy()
         return {n: torch.from_numpy(y) for n, y in zip(traced.outputs, session.run(traced.outputs, feed))}

@@ -24,22 +24,46 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], pad
     return x.new_empty(x.shape[0], *sides, weight.shape[0])
 
 
+def halves_the_image(size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> bool:
+    """Whether a convolution of images of an even height and width `size` is the common one of stride 2."""
+    common = (list(kernel), list(stride), list(padding)) == ([3, 3], [2, 2], [1, 1])
+    return common and all(n % 2 == 0 for n in size)
+
+
 def _conv_keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    _, weight, _, stride, padding = inputs
+    x, weight, _, stride, padding = inputs
     ctx.save_for_backward(weight)
-    ctx.stride, ctx.padding = stride, padding
+    ctx.stride, ctx.padding, ctx.size = stride, padding, x.shape[1:3]
 
 
 def _conv_backward(ctx, cotangent):  # type: ignore[no-untyped-def]
-    """The convolution with the rotated, transposed kernel."""
+    """The convolution with the rotated, transposed kernel; behind a stride of 2, with four whose results interleave."""
     (weight,) = ctx.saved_tensors
+    if halves_the_image(ctx.size, weight.shape[1:3], ctx.stride, ctx.padding):
+        phases = conv_nhwc(cotangent, _halving_phases(weight), None, [1, 1], [1, 1])
+        return torch.ops.rlsd.interleave(phases, True), None, None, None, None
     around = [k - 1 - p for k, p in zip(weight.shape[1:3], ctx.padding)]
     if any(s != 1 for s in ctx.stride) or any(p < 0 for p in around) or any(ctx.needs_input_grad[1:3]):
         raise NotImplementedError(
-            "rlsd::conv_nhwc has a pull-back in x only, for stride 1 and padding below the kernel"
+            "rlsd::conv_nhwc has a pull-back in x only, for stride 1 and padding below the kernel, or halving"
         )
     rotated = weight.flip(1, 2).permute(3, 1, 2, 0).contiguous()
     return conv_nhwc(cotangent, rotated, None, ctx.stride, around), None, None, None, None
+
+
+def _halving_phases(weight: Tensor) -> Tensor:
+    """The kernel [O, 3, 3, I] of a convolution of stride 2 -> [4 I, 2, 2, O], its pull-back for rlsd::interleave.
+
+    Along one axis, the phase that lies on a pixel of the result sees it through the middle tap alone; the one between
+    two of them sees them through the last tap and the first.
+    """
+
+    def pair(w: Tensor, axis: int) -> list[Tensor]:
+        first, middle, last = w.unbind(axis)
+        return [torch.stack([last, first], axis), torch.stack([torch.zeros_like(middle), middle], axis)]
+
+    phases = [quarter for half in pair(weight, 1) for quarter in pair(half, 2)]  # each [O, 2, 2, I]
+    return torch.stack(phases).permute(0, 4, 2, 3, 1).reshape(-1, 2, 2, weight.shape[0]).contiguous()
 
 
 conv_nhwc.register_autograd(_conv_backward, setup_context=_conv_keep)

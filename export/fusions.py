@@ -30,6 +30,8 @@ def _does_nothing(node: fx.Node) -> bool:
         return True
     if node.target in (aten.to.dtype, aten._to_copy.default, aten.to.dtype_layout, aten.type_as.default):
         return node.meta["val"].dtype == node.args[0].meta["val"].dtype  # type: ignore[union-attr]
+    if node.target in (aten.view.default, aten.reshape.default):
+        return node.meta["val"].shape == node.args[0].meta["val"].shape  # type: ignore[union-attr]
     if node.target in (aten.div.Tensor, aten.mul.Tensor):
         return isinstance(node.args[1], (int, float)) and node.args[1] == 1
     return node.target in (aten.add.Tensor, aten.sub.Tensor) and node.args[1] in (0, 0.0)
@@ -42,7 +44,12 @@ def fuse_attention(graph_module: fx.GraphModule) -> None:
         width = node.meta["val"].shape[-1]
         sources = [_before_heads(x) for x in (q, k, v)]
         joined = _behind_heads(node)
-        plain = mask is None and dropout == 0 and not causal and scale in (None, 1 / math.sqrt(width))
+        plain = (
+            (mask is None or _hides_nothing(graph_module, mask))
+            and dropout == 0
+            and not causal
+            and (scale is None or math.isclose(scale, width**-0.5))
+        )
         if not plain or joined is None or any(source is None for source in sources):
             continue
         heads = node.meta["val"].shape[1]
@@ -50,6 +57,23 @@ def fuse_attention(graph_module: fx.GraphModule) -> None:
             fused = graph_module.graph.call_function(torch.ops.rlsd.attention.default, (*sources, heads))
         replace(joined, fused)
         remove(joined)
+
+
+def _hides_nothing(graph_module: fx.GraphModule, mask: fx.Node) -> bool:
+    """Whether the mask is a constant that is true everywhere, which is how transformers says that there is none."""
+    value = _constant_value(graph_module, mask)
+    return value is not None and value.dtype == torch.bool and bool(value.all())
+
+
+def _constant_value(graph_module: fx.GraphModule, node: fx.Node) -> torch.Tensor | None:
+    """The value of a node that depends on no input of the graph."""
+    if node.op != "call_function":
+        return constant(graph_module, node)
+    known = {source: _constant_value(graph_module, source) for source in node.all_input_nodes}
+    if any(value is None for value in known.values()):
+        return None
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: known[source])
+    return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def _before_heads(node: fx.Node) -> fx.Node | None:

@@ -28,7 +28,7 @@ def lower(source: Path, target: Path) -> None:
     for value in (*graph.input, *graph.output):
         if value.type.tensor_type.elem_type == HALF:
             value.type.tensor_type.elem_type = FLOAT
-    nodes = [lowered for node in graph.node for lowered in _rounded(node, kinds)]
+    nodes = [lowered for node in graph.node for part in _parts(node) for lowered in _rounded(part, kinds)]
     del graph.node[:], graph.value_info[:]
     graph.node.extend(nodes)
     model.opset_import.extend(
@@ -37,6 +37,17 @@ def lower(source: Path, target: Path) -> None:
         if domain[0] not in {known.domain for known in model.opset_import}
     )
     onnx.save(model, target, save_as_external_data=True, location=f"{target.name}.bin", convert_attribute=False)
+
+
+def _parts(node: NodeProto) -> Nodes:
+    """A node that stores a result and goes on from what it stored is two."""
+    if node.op_type != "AddGroupNormNhwc":
+        yield node
+        return
+    x, residual, *weights = node.input
+    *rest, total = node.output
+    yield helper.make_node("Add", [x, residual], [total])
+    yield helper.make_node("GroupNormNhwc", [total, *weights], rest, domain="rlsd", **_attributes(node))
 
 
 def _rounded(node: NodeProto, kinds: dict[str, int]) -> Nodes:
@@ -108,13 +119,17 @@ def _group_norm(node: NodeProto) -> Nodes:
 
 
 def _group_norm_pull(node: NodeProto) -> Nodes:
-    cotangent, x, mean, rstd, weight, bias = node.input
+    cotangent, x, mean, rstd, weight, bias, *added = node.input
     y = node.output[0]
     yield from _channels_first(cotangent, weight, f"{y}/first")
     yield from _channels_first(x, weight, f"{y}/x")
     given = [f"{y}/first", f"{y}/x", mean, rstd, weight, bias]
     yield helper.make_node("GroupNormPull", given, [f"{y}/pull"], domain="rlsd", **_attributes(node))
-    yield from _channels_last(f"{y}/pull", x, y)
+    if not added:
+        yield from _channels_last(f"{y}/pull", x, y)
+        return
+    yield from _channels_last(f"{y}/pull", x, f"{y}/alone")
+    yield helper.make_node("Add", [f"{y}/alone", *added], [y])
 
 
 def _interleave(node: NodeProto) -> Nodes:
@@ -144,6 +159,19 @@ def _geglu(node: NodeProto) -> Nodes:
     yield helper.make_node("Mul", [f"{y}/value", f"{y}/open"], [y])
 
 
+def _bias_residual(node: NodeProto) -> Nodes:
+    y = node.output[0]
+    total, *rest = node.input
+    for i, term in enumerate(rest):
+        yield helper.make_node("Add", [total, term], [f"{y}/sum_{i}"])
+        total = f"{y}/sum_{i}"
+    if not _attributes(node)["silu"]:
+        yield helper.make_node("Identity", [total], [y])
+        return
+    yield helper.make_node("Sigmoid", [total], [f"{y}/gate"])
+    yield helper.make_node("Mul", [total, f"{y}/gate"], [y])
+
+
 _RULES: dict[str, Callable[[NodeProto], Nodes]] = {
     "NhwcConv": _convolution,
     "GroupNormNhwc": _group_norm,
@@ -151,4 +179,5 @@ _RULES: dict[str, Callable[[NodeProto], Nodes]] = {
     "InterleaveNhwc": _interleave,
     "InterleavePullNhwc": _interleave_pull,
     "BiasSplitGelu": _geglu,
+    "BiasResidual": _bias_residual,
 }

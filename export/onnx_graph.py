@@ -77,11 +77,13 @@ def _operator(
 
 _INT, _FLOAT, _INTS = (getattr(onnx.defs.OpSchema.AttrType, kind) for kind in ("INT", "FLOAT", "INTS"))
 _NORM, _NORM_OUT, _NORM_KINDS = "x weight bias", "y mean rstd", {"groups": _INT, "epsilon": _FLOAT, "silu": _INT}
-_PULL, _PULL_KINDS = "cotangent x mean rstd weight bias", {"groups": _INT, "silu": _INT}
+_PULL, _PULL_KINDS = "cotangent x mean rstd weight bias [added]", {"groups": _INT, "silu": _INT}
 _GROUP_NORM = [_operator(name, _NORM, _NORM_OUT, **_NORM_KINDS) for name in ("GroupNorm", "GroupNormNhwc")]
 _GROUP_NORM_PULL = [
     _operator(name, _PULL, "x_cotangent", **_PULL_KINDS) for name in ("GroupNormPull", "GroupNormPullNhwc")
 ]
+_ADD_GROUP_NORM = _operator("AddGroupNormNhwc", "x residual weight bias", f"{_NORM_OUT} total", **_NORM_KINDS)
+_BIAS_RESIDUAL = _operator("BiasResidual", "x bias [residual]", "y", silu=_INT)
 _INTERLEAVE = [_operator(name, "phases", "image") for name in ("Interleave", "InterleaveNhwc")]
 _INTERLEAVE_PULL = [_operator(name, "image", "phases") for name in ("InterleavePull", "InterleavePullNhwc")]
 _CONV = _operator("NhwcConv", "x weight [bias]", "y", CONTRIB, kernel_shape=_INTS, strides=_INTS, pads=_INTS)
@@ -93,8 +95,21 @@ def _group_norm(x, weight, bias, groups: int, epsilon: float, silu: bool, last: 
     return _GROUP_NORM[last](x, weight, bias, groups=groups, epsilon=epsilon, silu=int(silu))
 
 
-def _group_norm_pull(cotangent, x, mean, rstd, weight, bias, groups: int, silu: bool, last: bool = False):  # type: ignore[no-untyped-def]
-    return _GROUP_NORM_PULL[last](cotangent, x, mean, rstd, weight, bias, groups=groups, silu=int(silu))
+def _group_norm_pull(cotangent, x, mean, rstd, weight, bias, groups: int, silu: bool, last: bool = False, added=None):  # type: ignore[no-untyped-def]
+    given = (cotangent, x, mean, rstd, weight, bias) + (() if added is None else (added,))
+    return _GROUP_NORM_PULL[last](*given, groups=groups, silu=int(silu))
+
+
+def _group_norm_pull_nhwc(cotangent, x, mean, rstd, weight, bias, groups: int, silu: bool, added=None):  # type: ignore[no-untyped-def]
+    return _group_norm_pull(cotangent, x, mean, rstd, weight, bias, groups, silu, True, added)
+
+
+def _add_group_norm(x, residual, weight, bias, groups: int, epsilon: float, silu: bool):  # type: ignore[no-untyped-def]
+    return _ADD_GROUP_NORM(x, residual, weight, bias, groups=groups, epsilon=epsilon, silu=int(silu))
+
+
+def _bias_residual(x, bias, residual=None, silu: bool = False):  # type: ignore[no-untyped-def]
+    return _BIAS_RESIDUAL(*((x, bias) if residual is None else (x, bias, residual)), silu=int(silu))
 
 
 def _conv_nhwc(x, weight, bias, stride: Sequence[int], padding: Sequence[int]):  # type: ignore[no-untyped-def]
@@ -114,6 +129,9 @@ def _attention(query, key, value, heads: int):  # type: ignore[no-untyped-def]
 _TRANSLATIONS = {
     torch.ops.rlsd.group_norm.default: _group_norm,
     torch.ops.rlsd.group_norm_pull.default: _group_norm_pull,
+    torch.ops.rlsd.add_group_norm_nhwc.default: _add_group_norm,
+    torch.ops.rlsd.group_norm_pull_nhwc.default: _group_norm_pull_nhwc,
+    torch.ops.rlsd.bias_residual_nhwc.default: _bias_residual,
     torch.ops.rlsd.interleave.default: lambda phases, last=False: _INTERLEAVE[last](phases),
     torch.ops.rlsd.interleave_pull.default: lambda image, last=False: _INTERLEAVE_PULL[last](image),
     torch.ops.rlsd.conv_nhwc.default: _conv_nhwc,

@@ -48,8 +48,9 @@ def group_norm_pull(
     groups: int,
     silu: bool,
     channels_last: bool = False,
+    added: Tensor | None = None,
 ) -> Tensor:
-    """The cotangent of x, given that of y: [B, C, *]."""
+    """The cotangent of x, given that of y, plus `added`, what reaches x on another way: [B, C, *]."""
     normalised, pulled = _normalised(_computed(x, channels_last), mean, rstd), _computed(cotangent, channels_last)
     if silu:
         y = _affine(normalised, weight, bias)
@@ -58,7 +59,8 @@ def group_norm_pull(
     scaled = (pulled * _per_channel(weight, pulled)).reshape(x.shape[0], groups, -1)
     grouped = normalised.reshape(scaled.shape)
     projected = scaled - scaled.mean(-1, keepdim=True) - grouped * (scaled * grouped).mean(-1, keepdim=True)
-    return _stored((projected * rstd[..., None]).reshape(normalised.shape), x, channels_last)
+    result = (projected * rstd[..., None]).reshape(normalised.shape)
+    return _stored(result if added is None else result + _computed(added, channels_last), x, channels_last)
 
 
 @group_norm_pull.register_fake
@@ -72,6 +74,7 @@ def _(
     groups: int,
     silu: bool,
     channels_last: bool = False,
+    added: Tensor | None = None,
 ) -> Tensor:
     return x.new_empty(x.shape)
 

@@ -22,7 +22,7 @@ from rlsd.export.onnx_graph import to_onnx
 from rlsd.export.operators import default_parameters
 from rlsd.export.pullback import Split, split
 from rlsd.export.tabulate import tabulate
-from rlsd.export.trace import to_aten
+from rlsd.export.trace import REWRITES, SAVINGS, all_but, to_aten
 
 VERSION = "0.1.0"
 
@@ -59,19 +59,20 @@ def package(
     name: str,
     batches: Sequence[int] = (1,),
     precision: str = "fp32",
-    rewrites: Sequence[str] | None = None,
+    without: Sequence[str] = (),
     overwrite: bool = False,
 ) -> Path:
     """Exports `networks` to a new bundle for CPUs at `path` and returns it; rlsd.export.cuda has the one for GPUs.
 
     batches: every graph is made once for each of these numbers of samples; the engine chooses. precision "fp16"
-    rounds the weights to halves (the CPU computes in float32 all the same). rewrites: which of
-    rlsd.export.trace.REWRITES to apply, default all.
+    rounds the weights to halves (the CPU computes in float32 all the same). without: which of
+    rlsd.export.trace.SAVINGS to leave out, to see what they bring; the results stay the same.
     Raises check.CheckError when a graph does not agree with its module.
     """
     if precision not in ("fp32", "fp16"):
         raise ValueError(f"precision {precision!r} is not allowed: fp32 or fp16")
     check_batches(batches)
+    savings = all_but(SAVINGS, without)
     with (
         torch.random.fork_rng(devices=[]),
         BundleWriter(Path(path), name, f"rlsd {VERSION}", "cpu", precision, overwrite) as bundle,
@@ -80,7 +81,7 @@ def package(
         write_facts(networks, bundle)
         tables: dict[str, Tensor] = {}
         for batch in sorted(batches):
-            Packer(networks, bundle, batch, precision, rewrites, tables).pack()
+            Packer(networks, bundle, batch, precision, savings, tables).pack()
     return Path(path)
 
 
@@ -132,11 +133,12 @@ class Packer:
         bundle: BundleWriter,
         batch: int,
         precision: str,
-        rewrites: Sequence[str] | None,
+        savings: Sequence[str],
         tables: dict[str, Tensor],
     ):
         self.networks, self.bundle, self.batch = networks, bundle, batch
-        self.precision, self.rewrites, self.tables = precision, rewrites, tables
+        self.precision, self.savings, self.tables = precision, savings, tables
+        self.rewrites = [name for name in savings if name in REWRITES]
         self.z = torch.randn(batch, *networks.latent)
         self.x = torch.rand(batch, *networks.image) * 2 - 1
 
@@ -164,7 +166,7 @@ class Packer:
     def _forward(self, name: str, module: nn.Module, args: Sequence[Tensor], names: Sequence[str], output: str) -> None:
         module = self._rounded(module)
         graph = to_aten(module, args, self.rewrites)
-        if "t" in names:
+        if "t" in names and "timesteps" in self.savings:
             tabulate(graph, names.index("t"), len(self.networks.alphas_cumprod), self.tables)
         model = to_onnx(graph, args, names, [output])
         want = check.float64(module)(*check.doubled(args))

@@ -31,6 +31,7 @@ KEPT = {
     aten._safe_softmax.default,
     aten.native_layer_norm.default,
     torch.ops.rlsd.group_norm.default,
+    torch.ops.rlsd.add_group_norm_nhwc.default,
     torch.ops.rlsd.interleave.default,
     torch.ops.rlsd.conv_nhwc.default,
     torch.ops.rlsd.attention.default,

@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rlsd.export import ops
 from rlsd.export.channels_last import channels_last
+from rlsd.export.fused_sums import fuse_sums
 from rlsd.export.fusions import drop_no_ops, fuse_attention, fuse_geglu, plain_linear
 from rlsd.export.graph import add_buffer, arguments, calls, constant, replace
 
@@ -135,7 +136,21 @@ CUDA_REWRITES: dict[str, Callable[[fx.GraphModule], None]] = {
     "geglu": fuse_geglu,
     "linear": plain_linear,
     "channels_last": channels_last,
+    "sums": fuse_sums,
 }
+
+
+# All that can be left out by name; the last ones are no rewrites of the traced graph.
+SAVINGS = (*REWRITES, "timesteps")
+CUDA_SAVINGS = (*REWRITES, *CUDA_REWRITES, "timesteps", "context", "recompute")
+
+
+def all_but(savings: Sequence[str], without: Sequence[str]) -> list[str]:
+    """The savings that remain. Raises ValueError for a name that is not among them."""
+    for name in without:
+        if name not in savings:
+            raise ValueError(f"saving {name!r} is not known: {', '.join(savings)}")
+    return [name for name in savings if name not in without]
 
 
 def _source_of_doubling(node: fx.Node) -> fx.Node | None:

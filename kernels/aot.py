@@ -4,11 +4,12 @@
 
 No GPU is needed. Every cubin comes with one line in FOLDER/kernels.txt, which a bundle's manifest takes over:
 
-    kernel NAME ARCH FILE ENTRY WARPS SHARED ARGUMENT...
+    kernel NAME ARCH FILE ENTRY WARPS SHARED ARGUMENT... CONSTANT...
 
 An ARGUMENT is `name:type`, in the order of the launch; pointers begin with `*` and must be 16-byte aligned. The last
 two are Triton's scratch pointers, null where their size is 0, which is checked here. A block has 32 WARPS threads and
-SHARED bytes of dynamic shared memory.
+SHARED bytes of dynamic shared memory. A CONSTANT is `NAME=value`, fixed at compile time: tile sizes, which say how many
+blocks a launch needs, and variants.
 """
 
 from __future__ import annotations
@@ -61,13 +62,16 @@ class Cubin:
     def line(self) -> str:
         """Its line in kernels.txt and in a bundle's manifest."""
         given = " ".join(f"{name}:{kind}" for name, kind in self.arguments)
-        launch = f"{self.entry} {self.kernel.warps} {self.shared} {given}"
+        chosen = " ".join(f"{name}={int(value)}" for name, value in self.kernel.constants.items())  # type: ignore[call-overload]
+        launch = f"{self.entry} {self.kernel.warps} {self.shared} {given} {chosen}".rstrip()
         return f"kernel {self.kernel.name} {self.arch} {self.file} {launch}"
 
 
-def kernels() -> list[Kernel]:
-    """Every kernel of this package that a bundle carries."""
+def kernels(precise: bool = False) -> list[Kernel]:
+    """Every kernel of this package that a bundle carries; with those that only graphs with float32 parts need."""
     found = [kernel for room in ROOMS for kernel in importlib.import_module(f"rlsd.kernels.{room}").KERNELS]
+    if precise:
+        found += importlib.import_module("rlsd.kernels.norm").PRECISE_KERNELS
     names = [kernel.name for kernel in found]
     assert len(set(names)) == len(names), f"two kernels share a name: {sorted(names)}"
     return found
@@ -100,10 +104,10 @@ def compile_kernel(kernel: Kernel, arch: int) -> Cubin:
     return Cubin(kernel, arch, compiled.asm["cubin"], facts.name, facts.shared, [*types.items(), *scratch])
 
 
-def write(out: Path, architectures: Sequence[int], names: Sequence[str] = ()) -> list[Cubin]:
+def write(out: Path, architectures: Sequence[int], names: Sequence[str] = (), precise: bool = False) -> list[Cubin]:
     """Compile the named kernels, default all, and write cubins and kernels.txt to `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    chosen = [kernel for kernel in kernels() if not names or kernel.name in names]
+    chosen = [kernel for kernel in kernels(precise) if not names or kernel.name in names]
     cubins = [compile_kernel(kernel, arch) for kernel in chosen for arch in architectures]
     for cubin in cubins:
         (out / cubin.file).write_bytes(cubin.binary)
@@ -116,9 +120,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", default="80,90,100", help="compute capabilities, comma-separated (80 is 8.0)")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--precise", action="store_true", help="also the kernels for values in float32")
     parser.add_argument("names", nargs="*", metavar="KERNEL", help="default: all")
     args = parser.parse_args()
-    for cubin in write(args.out, [int(arch) for arch in args.arch.split(",")], args.names):
+    for cubin in write(args.out, [int(arch) for arch in args.arch.split(",")], args.names, args.precise):
         print(f"{cubin.file}: {len(cubin.binary)} bytes, {cubin.shared} bytes of shared memory")
 
 

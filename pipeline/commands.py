@@ -143,7 +143,9 @@ def export(
     size: Annotated[
         str | None, typer.Option(metavar="H[xW]", help="Image size; default: the checkpoint's own.")
     ] = None,
-    operators: Annotated[str, typer.Option(metavar="NAMES", help="Comma-separated forward operators, or all.")] = "all",
+    operators: Annotated[
+        str, typer.Option(metavar="NAMES", help="Comma-separated forward operators, all, or your own as FILE.py:NAME.")
+    ] = "all",
     batch: Annotated[
         str | None,
         typer.Option(
@@ -154,6 +156,9 @@ def export(
         Path | None, typer.Option(metavar="DIR", help="Feature extractor for the repulsion; default: the checkpoint's.")
     ] = None,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="Its name; default: the folder's.")] = None,
+    without: Annotated[
+        str, typer.Option(metavar="NAMES", help="Savings to leave out, to measure them: upsampling, context, ...")
+    ] = "",
     overwrite: Annotated[bool, typer.Option("--overwrite", metavar="", help="Replace an existing bundle.")] = False,
 ) -> None:
     """Turn a diffusion checkpoint into a bundle (needs torch: pip install 'rlsd\\[export]')."""
@@ -168,6 +173,7 @@ def export(
         path = export_checkpoint(
             checkpoint, out, target=target, precision=precision, architectures=architectures, size=size,
             operators=names, batches=batches, features=features, name=name, overwrite=overwrite,
+            without=[word.strip() for word in without.split(",") if word.strip()],
         )  # fmt: skip
     except CheckError as error:
         typer.echo(f"rlsd: {error}", err=True)

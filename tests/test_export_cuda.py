@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,15 +13,24 @@ import torch
 from torch import nn
 
 from rlsd.engine import Engine, RlsdError
-from rlsd.export import CheckError, census, checkpoint, cuda
+from rlsd.export import CheckError, census, checkpoint, cuda, islands
+from rlsd.export.fused_sums import fuse_pulled_sums
 from rlsd.export.onnx_graph import to_onnx
+from rlsd.export.package import package as package_cpu
 from rlsd.export.precompute import precompute
 from rlsd.export.pullback import RECOMPUTED_ON_CUDA, split
 from rlsd.export.tabulate import tabulate
 from rlsd.export.trace import CUDA_REWRITES, REWRITES, to_aten
+from rlsd.models.fashion.classifier import Classifier
 
 ALL = [*REWRITES, *CUDA_REWRITES]
-EACH = [[], *([name] for name in ("no_ops", "attention", "geglu", "linear", "channels_last")), ALL]
+EACH = [
+    [],
+    *([name] for name in ("no_ops", "attention", "geglu", "linear", "channels_last")),
+    ["no_ops", "group_norm", "linear", "channels_last", "sums"],
+    ALL,
+]
+NAMES = ["none", *(r[-1] for r in EACH[1:-1]), "all"]
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +40,15 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> checkpoint.Networks:
     return checkpoint.load(folder, (64, 64), ["inpainting"], folder / "features")
 
 
-@pytest.mark.parametrize("rewrites", EACH, ids=["none", *(r[0] for r in EACH[1:-1]), "all"])
+@pytest.mark.parametrize("rewrites", EACH, ids=NAMES)
 def test_rewrites_leave_the_decoder_and_its_pull_back_as_they_are(
     networks: checkpoint.Networks, rewrites: list[str]
 ) -> None:
     decoder = networks.decoder.double()
     z = torch.randn(2, 4, 8, 8, dtype=torch.float64)
     parts = split(to_aten(decoder, [z], rewrites), [z], ["z"], recomputed=RECOMPUTED_ON_CUDA)
+    if "sums" in rewrites:
+        fuse_pulled_sums(parts.pull)
     source = z.clone().requires_grad_()
     y = decoder(source)
     cotangent = torch.randn_like(y)
@@ -47,7 +59,7 @@ def test_rewrites_leave_the_decoder_and_its_pull_back_as_they_are(
     assert torch.allclose(parts.pull(cotangent, *(known[n] for n in parts.pull_inputs))[0], want, rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize("rewrites", EACH, ids=["none", *(r[0] for r in EACH[1:-1]), "all"])
+@pytest.mark.parametrize("rewrites", EACH, ids=NAMES)
 def test_rewrites_leave_the_denoiser_as_it_is(networks: checkpoint.Networks, rewrites: list[str]) -> None:
     denoiser = networks.denoiser.double()
     args = [torch.randn(2, 4, 8, 8).double(), torch.tensor([3, 998]), torch.randn(2, 77, checkpoints.WIDTH).double()]
@@ -60,6 +72,26 @@ def test_rewrites_leave_the_denoiser_as_it_is(networks: checkpoint.Networks, rew
     assert torch.allclose(graph(*args[:2], *context(args[2]))[0], want, rtol=0, atol=1e-11)
 
 
+def test_a_convolutional_extractor_has_its_channels_last_too() -> None:
+    """Halving convolutions, one of an odd size among them, whose pull-back stays as it was."""
+    for side, stray in ((32, 0), (20, 1)):  # 20, 10, 5
+        extractor = checkpoint.Penultimate(Classifier((8, 16, 32), groups=4)).double()
+        x = torch.randn(2, 1, side, side, dtype=torch.float64)
+        source = x.clone().requires_grad_()
+        y = extractor(source)
+        cotangent = torch.randn_like(y)
+        (want,) = torch.autograd.grad(y, source, cotangent)
+        parts = split(to_aten(extractor, [x], ALL), [x], ["x"], recomputed=RECOMPUTED_ON_CUDA)
+        fuse_pulled_sums(parts.pull)
+        got, *kept = parts.forward(x)
+        known = {"x": x, **dict(zip(parts.kept, kept))}
+        assert torch.allclose(got, y, rtol=0, atol=1e-12)
+        (pulled,) = parts.pull(cotangent, *(known[n] for n in parts.pull_inputs))
+        assert torch.allclose(pulled, want, rtol=0, atol=1e-12)
+        plain = [node for node in parts.pull.graph.nodes if node.target == torch.ops.aten.convolution.default]
+        assert len(plain) == stray
+
+
 def kinds(module: nn.Module, args: list[torch.Tensor], inputs: list[str], outputs: list[str]) -> dict[str, int]:
     return census.node_kinds(to_onnx(module, args, inputs, outputs))
 
@@ -70,14 +102,18 @@ def test_decoder_has_few_nodes_and_no_stray_ones(networks: checkpoint.Networks) 
     convolutions = sum(isinstance(module, nn.Conv2d) for module in decoder.modules())
     norms = sum(isinstance(module, nn.GroupNorm) for module in decoder.modules())
     parts = split(to_aten(decoder, [z], ALL), [z], ["z"], recomputed=RECOMPUTED_ON_CUDA)
+    fuse_pulled_sums(parts.pull)
     found = kinds(parts.forward, [z], ["z"], ["image", *parts.kept])
-    assert found["com.microsoft.NhwcConv"] == convolutions and found["rlsd.GroupNormNhwc"] == norms
+    assert found["com.microsoft.NhwcConv"] == convolutions
+    assert found["rlsd.GroupNormNhwc"] + found["rlsd.AddGroupNormNhwc"] == norms
+    assert found["Add"] == 4 + 4  # the biases of attention; residuals with no GroupNorm behind them
     assert found["com.microsoft.MultiHeadAttention"] == 1
     assert found["Transpose"] == 2 and found["Reshape"] == 2 and "Cast" not in found  # the border; attention's tokens
     given = [torch.zeros(1, 3, 64, 64).half(), *(torch.zeros(v.shape, dtype=v.dtype) for v in parts.kept_values)]
     assert len(parts.pull_inputs) == len(parts.kept)
     pull = kinds(parts.pull, given, ["cotangent", *parts.pull_inputs], ["z_cotangent"])
     assert pull["com.microsoft.NhwcConv"] == convolutions and pull["rlsd.GroupNormPullNhwc"] == norms
+    assert pull["Add"] <= 6
     assert pull["Transpose"] <= 6 and pull["Reshape"] == 2
     assert pull["Cast"] == 2 and pull["ReduceSum"] == 1  # the sum in the pull-back of softmax, in float32
 
@@ -108,6 +144,11 @@ def test_a_bundle_for_cuda(networks: checkpoint.Networks, tmp_path: Path) -> Non
     kernels = [line for line in lines if line[0] == "kernel"]
     assert kernels and all((bundle / line[3]).read_bytes()[:4] == b"\x7fELF" for line in kernels)
     assert not [file for file in bundle.iterdir() if file.stat().st_size == 0]
+    nodes = {(line[2], line[4]) for line in lines if line[:2] == ["info", "nodes"]}
+    fused = {"com.microsoft.MultiHeadAttention", "rlsd.BiasResidual"}  # of the vision transformer, too
+    assert {(name, kind) for name in ("denoiser", "features") for kind in fused} <= nodes
+    assert ("denoiser", "rlsd.AddGroupNormNhwc") in nodes and ("features", "Softmax") not in nodes
+    assert any("BLOCK=64" in line for line in kernels)
     denoiser = onnx.load(bundle / "denoiser.b2.onnx", load_external_data=False)
     kinds_of_input = {value.type.tensor_type.elem_type for value in denoiser.graph.input}
     assert kinds_of_input == {onnx.TensorProto.FLOAT16, onnx.TensorProto.INT64}
@@ -124,22 +165,54 @@ def test_lowered_graphs_round_to_halves(networks: checkpoint.Networks) -> None:
 
 
 class Loud(nn.Module):
-    """A decoder with a value that no half can hold on its way."""
+    """A decoder whose residual stream no half can hold; `volume` is what reaches the image."""
 
-    def __init__(self) -> None:
+    def __init__(self, decoder: nn.Module, volume: float) -> None:
         super().__init__()
-        self.up, self.down = nn.Conv2d(4, 8, 1, bias=False), nn.Conv2d(8, 3, 1, bias=False)
-        nn.init.constant_(self.up.weight, 3e4)
-        nn.init.constant_(self.down.weight, 1e-6)
+        self.decoder, self.volume = copy.deepcopy(decoder), volume
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        return self.down(self.up(nn.functional.interpolate(z, scale_factor=8.0)))
+        return self.decoder(z) * self.volume
 
 
-def test_a_value_that_overflows_halves_is_refused(networks: checkpoint.Networks, tmp_path: Path) -> None:
-    loud = replace(networks, decoder=Loud(), features=None)
+def loud(networks: checkpoint.Networks, volume: float = 1.0) -> checkpoint.Networks:
+    decoder = Loud(networks.decoder.float(), volume)
+    convolution = next(m for name, m in decoder.named_modules() if name.endswith("up_blocks.1.resnets.0.conv2"))
+    convolution.weight.data *= 1e6
+    return replace(networks, decoder=decoder, features=None, operators={})
+
+
+def test_what_is_too_large_for_halves_stays_in_float32(networks: checkpoint.Networks, tmp_path: Path) -> None:
+    bundle = cuda.package_cuda(loud(networks), tmp_path / "b", name="loud", architectures=[90], batches=[1])
+    lines = [line.split() for line in (bundle / "manifest.txt").read_text().splitlines()]
+    kept = [line for line in lines if line[:2] == ["info", "float32"]]
+    assert {line[2] for line in kept} == {"decoder"}
+    names = {line[1] for line in lines if line[0] == "kernel"}
+    assert {"group_norm_apply_64_fp16", "group_norm_apply_64_fp32", "group_norm_pull_apply_64_fp32"} <= names
+    decoder = onnx.load(bundle / "decoder.b1.onnx", load_external_data=False)
+    casts = sum(node.op_type == "Cast" for node in decoder.graph.node)
+    assert 2 <= casts <= 16 and len(kept) < 20 < len(decoder.graph.node)  # an island, not the whole graph
+
+
+def test_islands_are_as_small_as_what_overflows(networks: checkpoint.Networks) -> None:
+    z = torch.randn(1, 4, 8, 8).half()
+    quiet = to_aten(networks.decoder.half(), [z], ALL)
+    assert islands.too_large(quiet, [z]) == frozenset()
+    decoder = loud(networks).decoder.half()
+    precise = copy.deepcopy(decoder).float()
+    graph = to_aten(decoder, [z], ALL)
+    large = islands.too_large(graph, [z])
+    assert large and not graph(z).isfinite().all()
+    with pytest.raises(KeyError):
+        islands.keep_precise(graph, ["no_such_node"])
+    islands.keep_precise(graph, large)
+    want = precise(z.float())
+    assert (graph(z) - want).norm() <= 1e-2 * want.norm()
+
+
+def test_an_image_that_overflows_halves_is_refused(networks: checkpoint.Networks, tmp_path: Path) -> None:
     with pytest.raises(CheckError, match=r"decoder.*half"):
-        cuda.package_cuda(loud, tmp_path / "b", name="loud", architectures=[90], batches=[1])
+        cuda.package_cuda(loud(networks, 1e6), tmp_path / "b", name="loud", architectures=[90], batches=[1])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -153,6 +226,31 @@ def test_memory_and_work_of_stable_diffusions_decoder() -> None:
     parts = split(to_aten(decoder, [z], ALL), [z], ["z"], recomputed=RECOMPUTED_ON_CUDA)
     assert census.operations(parts.forward) < 0.9 * census.operations(plain)
     assert sum(v.numel() * v.element_size() for v in parts.kept_values) <= 1.1e9
+
+
+@pytest.mark.parametrize("name", ["timesteps", "context", "recompute", "attention"])
+def test_each_saving_can_be_left_out(networks: checkpoint.Networks, tmp_path: Path, name: str) -> None:
+    """The checks against float32 hold with and without it; what it is for is gone."""
+    small = replace(networks, features=None, operators={})
+    bundle = cuda.package_cuda(small, tmp_path / "b", name="b", architectures=[], batches=[1], without=[name])
+    lines = [line.split() for line in (bundle / "manifest.txt").read_text().splitlines()]
+    nodes = {(line[2], line[4]) for line in lines if line[:2] == ["info", "nodes"]}
+    graphs = {line[1] for line in lines if line[0] == "graph"}
+    gone = {
+        "timesteps": ("denoiser", "Sin") in nodes,
+        "context": "context" not in graphs,
+        "recompute": ("decoder_pull", "Softmax") not in nodes,
+        "attention": ("decoder", "Softmax") in nodes,
+    }
+    assert gone[name]
+
+
+def test_unknown_savings_are_named(networks: checkpoint.Networks, tmp_path: Path) -> None:
+    for package in (cuda.package_cuda, package_cpu):
+        extra = {"architectures": []} if package is cuda.package_cuda else {}
+        with pytest.raises(ValueError, match="saving 'speed' is not known: no_ops, group_norm"):
+            package(networks, tmp_path / "b", name="b", without=["speed"], **extra)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_architecture_is_named(networks: checkpoint.Networks, tmp_path: Path) -> None:

@@ -40,6 +40,11 @@ MODULES = {
         ),
         (4, 9, 8),
     ),
+    "halved": (
+        nn.Sequential(nn.Conv2d(3, 5, 3, stride=2, padding=1), nn.Conv2d(5, 4, 3, stride=2, padding=1)),
+        (3, 8, 12),
+    ),
+    "halved, odd": (nn.Conv2d(3, 5, 3, stride=2, padding=1), (3, 7, 12)),
     "attention": (nn.Sequential(Attention(), Attention()), (7, 12)),
     "linear map": (nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), (3, 4)),
 }

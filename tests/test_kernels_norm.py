@@ -199,9 +199,9 @@ def test_what_is_not_finite_stays_in_its_group():
 
 @kernels
 @pytest.mark.parametrize("kind", TYPES)
-@pytest.mark.parametrize("shape", [(2, 3, 5, 70), (1, 1, 1, 3), (1, 9, 11, 64)])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 70), (1, 1, 1, 3), (1, 9, 11, 64), (2, 7, 70)])
 def test_bias_residual(shape, kind):
-    x, other, bias = normal(shape, kind), normal(shape, kind, seed=1), normal(shape[3:])
+    x, other, bias = normal(shape, kind), normal(shape, kind, seed=1), normal(shape[-1:])
     for silu in (True, False):
         for residual in (None, other):
             given = (x, bias, residual, silu)
@@ -283,6 +283,7 @@ def test_operators_are_what_they_register():
         (ops.add_group_norm_nhwc, (x, residual, weight, bias, 2, 1e-5, True)),
         (ops.group_norm_pull_nhwc, (x.detach(), x.detach(), *statistics, weight, bias, 2, True, residual.detach())),
         (ops.bias_residual_nhwc, (x.detach(), bias, residual.detach(), True)),
+        (ops.bias_residual_nhwc, (x.flatten(1, 2), bias, residual.flatten(1, 2), False)),
         (ops.interleave_nhwc, (x,)),
         (ops.interleave_pull_nhwc, (normal((1, 2, 4, 3)), "shuffle")),
     ):
@@ -310,6 +311,7 @@ X, V, S = torch.zeros(2, 3, 2, 8), torch.zeros(8), torch.zeros(2, 2)
         ("mean", lambda: norm.group_norm_pull(X, X, S.half(), S, V, V, 2, True)),
         ("rstd", lambda: norm.group_norm_pull(X, X, S, S[:1], V, V, 2, True)),
         ("added", lambda: norm.group_norm_pull(X, X, S, S, V, V, 2, True, X[:1])),
+        ("x", lambda: norm.bias_residual(X.transpose(1, 2), V)),
         ("bias", lambda: norm.bias_residual(X, V[:4])),
         ("residual", lambda: norm.bias_residual(X, V, X[:1])),
         ("phases", lambda: norm.interleave(X[:, :1].contiguous())),
@@ -352,8 +354,8 @@ def test_the_bundle_has_what_a_launch_at_these_shapes_wants(pixels, channels):
 
 COMPILE = """
 from rlsd.kernels.aot import compile_kernel
-from rlsd.kernels.norm import KERNELS
-for kernel in KERNELS:
+from rlsd.kernels.norm import KERNELS, PRECISE_KERNELS
+for kernel in [*KERNELS, *PRECISE_KERNELS]:
     cubin = compile_kernel(kernel, 90)
     assert cubin.binary and cubin.shared <= 48 << 10, cubin.line
     print(cubin.line)
@@ -364,4 +366,26 @@ def test_every_kernel_compiles_without_a_gpu():
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert [line.split()[1] for line in done.stdout.splitlines()] == [kernel.name for kernel in norm.KERNELS]
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert [line[1] for line in lines] == [kernel.name for kernel in (*norm.KERNELS, *norm.PRECISE_KERNELS)]
+    assert all({"ROWS", "BLOCK"} <= {word.split("=")[0] for word in line if "=" in word} for line in lines)
+
+
+@pytest.mark.parametrize("part", [0, 3])
+def test_pull_back_of_one_result_of_a_normalised_sum(part):
+    x, residual, weight, bias = (normal(shape).double() for shape in ((2, 3, 2, 8), (2, 3, 2, 8), (8,), (8,)))
+    sources = [x.requires_grad_(), residual.requires_grad_()]
+    given = (x, residual, weight, bias, 2, 1e-5, True)
+    ours, plain = norm.add_group_norm(*given)[part], naive.add_group_norm(*given)[part]
+    cotangent = normal(plain.shape, seed=3).double()
+    pulled = zip(*(torch.autograd.grad(y, sources, cotangent) for y in (ours, plain)))
+    assert all(torch.allclose(mine, known, rtol=0, atol=1e-12) for mine, known in pulled)
+
+
+def test_pull_back_of_a_bias_and_residual():
+    x, residual = (normal((2, 5, 8), seed=i).requires_grad_() for i in range(2))
+    cotangent = normal((2, 5, 8), seed=2)
+    pulled = torch.autograd.grad(norm.bias_residual(x, torch.ones(8), residual), [x, residual], cotangent)
+    assert all(torch.equal(part, cotangent) for part in pulled)
+    with pytest.raises(NotImplementedError, match="SiLU"):
+        norm.bias_residual(x, torch.ones(8), residual, True).sum().backward()

@@ -23,9 +23,18 @@ def image(name: str, value: Tensor) -> None:
         )
 
 
+def rows(name: str, value: Tensor) -> None:
+    """[..., C], contiguous, floating-point, not empty."""
+    if value.dim() < 2 or value.numel() == 0 or value.dtype not in FLOATS or not value.is_contiguous():
+        raise ValueError(
+            f"{name} is {value.dtype} {list(value.shape)} with strides {list(value.stride())}, "
+            "but must be a contiguous floating-point [..., C] that is not empty"
+        )
+
+
 def like(name: str, value: Tensor, x: Tensor) -> None:
     """Shape, type and device of x."""
-    image(name, value)
+    rows(name, value)
     if value.shape != x.shape or value.dtype != x.dtype or value.device != x.device:
         raise ValueError(f"{name} is {_said(value)}, but must be like x, {_said(x)}")
 
@@ -40,10 +49,10 @@ def addend(residual: Tensor, x: Tensor) -> None:
 
 def vector(name: str, value: Tensor, x: Tensor) -> None:
     """One value for each channel of x."""
-    shaped = value.shape == x.shape[3:] and value.is_contiguous()
+    shaped = value.shape == x.shape[-1:] and value.is_contiguous()
     if not shaped or value.dtype not in FLOATS or value.device != x.device:
         raise ValueError(
-            f"{name} is {_said(value)}, but must be contiguous floating-point [{x.shape[3]}] on {x.device}"
+            f"{name} is {_said(value)}, but must be contiguous floating-point [{x.shape[-1]}] on {x.device}"
         )
 
 

@@ -101,11 +101,17 @@ def _keep_sum(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     ctx.save_for_backward(output[3], output[1], output[2], weight, bias)
     ctx.groups, ctx.silu, ctx.spread = groups, silu, residual.shape != output[3].shape
     ctx.mark_non_differentiable(output[1], output[2])
+    ctx.set_materialize_grads(False)  # a total that nobody else uses has no cotangent to add
 
 
 def _backward_sum(ctx, cotangent, _mean, _rstd, added):  # type: ignore[no-untyped-def]
     checks.frozen(ctx.needs_input_grad[2:4])
-    pulled = group_norm_pull(cotangent.contiguous(), *ctx.saved_tensors, ctx.groups, ctx.silu, added.contiguous())
+    added = None if added is None else added.contiguous()
+    pulled = added
+    if cotangent is not None:
+        pulled = group_norm_pull(cotangent.contiguous(), *ctx.saved_tensors, ctx.groups, ctx.silu, added)
+    if pulled is None:
+        return (None,) * 7
     return pulled, pulled.sum((1, 2), keepdim=True) if ctx.spread else pulled, *[None] * 5
 
 
@@ -114,8 +120,11 @@ add_group_norm.register_autograd(_backward_sum, setup_context=_keep_sum)
 
 @torch.library.custom_op("rlsd::bias_residual_nhwc", mutates_args=())
 def bias_residual(x: Tensor, bias: Tensor, residual: Tensor | None = None, silu: bool = False) -> Tensor:
-    """act(x + bias + residual) in one pass, rounded once: x, residual [B, H, W, C]; bias [C]. No gradient."""
-    checks.image("x", x)
+    """act(x + bias + residual) in one pass, rounded once: x, residual [..., C]; bias [C].
+
+    Gradients reach x and residual where `silu` is not set.
+    """
+    checks.rows("x", x)
     checks.vector("bias", bias, x)
     if residual is not None:
         checks.like("residual", residual, x)
@@ -125,6 +134,20 @@ def bias_residual(x: Tensor, bias: Tensor, residual: Tensor | None = None, silu:
 @bias_residual.register_fake
 def _(x: Tensor, bias: Tensor, residual: Tensor | None = None, silu: bool = False) -> Tensor:
     return torch.empty_like(x)
+
+
+def _keep_epilogue(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    ctx.added, ctx.silu = inputs[2] is not None, inputs[3]
+
+
+def _backward_epilogue(ctx, cotangent):  # type: ignore[no-untyped-def]
+    checks.frozen(ctx.needs_input_grad[1:2])
+    if ctx.silu:
+        raise NotImplementedError("rlsd::bias_residual_nhwc has no gradient behind a SiLU")
+    return cotangent, None, cotangent if ctx.added else None, None
+
+
+bias_residual.register_autograd(_backward_epilogue, setup_context=_keep_epilogue)
 
 
 @torch.library.custom_op("rlsd::interleave_nhwc", mutates_args=())

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
-TILE = 4096  # values in flight per tensor and program; 8 warps: two 16-byte accesses of halves a thread
+TILE = 8192  # bytes in flight per tensor and program; 8 warps: two 16-byte accesses a thread
 CHUNKS = 128  # chunks of a sample at most: each program merges the partial results of all of them
 GROUPS = 16  # groups in a block at most
 WARPS = 8
@@ -44,7 +44,7 @@ def divide(samples: int, pixels: int, channels: int, groups: int, itemsize: int)
     most = min(groups, GROUPS, block // size)
     aligned = [n for n in range(1, most + 1) if channels % vector == 0 and (n * size % vector == 0 or n == groups)]
     width = size * (aligned[-1] if aligned else most)
-    rows = max(1, TILE // block)
+    rows = max(1, TILE // itemsize // block)
     chunk = rows * triton.cdiv(pixels, rows * CHUNKS)
     grid = (triton.cdiv(channels, width), triton.cdiv(pixels, chunk), samples)
     return Division(block, width, rows, chunk, vector if aligned else 1, grid)

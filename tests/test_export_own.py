@@ -1,0 +1,97 @@
+"""A user's own forward operator: the documented example as it stands there, and what is wrong with others."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+import checkpoints  # noqa: E402
+
+from rlsd.engine import Engine, Job, Params  # noqa: E402
+from rlsd.export import CheckError, export_checkpoint  # noqa: E402
+from rlsd.export.own import load_own  # noqa: E402
+
+PAGE = Path(__file__).parent.parent / "docs" / "own-operators.md"
+
+
+def example(folder: Path) -> Path:
+    """The file that the page shows."""
+    code = re.search(r"```python\n(.*?)```", PAGE.read_text(), re.S)
+    assert code is not None
+    (folder / "camera.py").write_text(code[1])
+    return folder / "camera.py"
+
+
+def test_the_documented_operator_runs_in_the_engine(tmp_path: Path) -> None:
+    file = example(tmp_path)
+    checkpoint = checkpoints.stable_diffusion(tmp_path / "sd", text=False)
+    bundle = export_checkpoint(
+        checkpoint, tmp_path / "bundle", size="32", batches=[2], operators=["hdr", f"{file}:Vignette"]
+    )
+    x = np.random.default_rng(0).uniform(-1, 1, (1, 3, 32, 32)).astype(np.float32)
+    with Engine(bundle) as engine:
+        assert set(engine.operators) == {"hdr", "vignette"}
+        assert engine.operators["vignette"].params == {"strength": (1,)}
+        strengths = [np.array([value], np.float32) for value in (0.0, 2.0)]
+        _, operator = load_own(f"{file}:Vignette", (3, 32, 32))
+        jobs = []
+        for strength in strengths:
+            y = engine.measure("vignette", x, strength=strength)[0]
+            want = operator(torch.from_numpy(x), torch.from_numpy(strength)[None])[0]
+            assert np.allclose(y, want, atol=1e-6)
+            jobs.append(Job(y, "vignette", {"strength": strength}, particles=2, params=Params(steps=3)))
+        first, second = (result.particles for result in engine.reconstruct(jobs))  # in one batch
+    assert np.isfinite(first).all() and not np.array_equal(first, second)
+
+
+WRONG = """
+import torch
+from torch import nn
+
+class Square(nn.Module):
+    linear = True
+    def __init__(self, image): super().__init__()
+    def forward(self, x): return x * x
+
+class Blind(nn.Module):
+    def __init__(self, image): super().__init__()
+    def forward(self, x): return x.detach()
+
+class Flat(nn.Module):
+    def __init__(self, image): super().__init__()
+    def forward(self, x): return x.mean()
+
+number = lambda image: 3
+mirror = nn.Identity()
+"""
+
+
+@pytest.mark.parametrize(
+    "word, error, text",
+    [
+        ("Square", CheckError, "says it is linear"),
+        ("Blind", CheckError, "no gradient"),
+        ("Flat", CheckError, r"must give a real tensor \[B, ...\]"),
+        ("number", ValueError, "is a int, not a torch.nn.Module"),
+        ("Missing", ValueError, "defines no Missing"),
+        ("not-a-name", ValueError, "FILE.py:NAME"),
+    ],
+)
+def test_what_is_wrong_with_an_operator_is_said(tmp_path: Path, word: str, error: type, text: str) -> None:
+    file = tmp_path / "wrong.py"
+    file.write_text(WRONG)
+    with pytest.raises(error, match=text):
+        load_own(f"{file}:{word}", (1, 8, 8))
+
+
+def test_a_module_that_is_ready_and_a_file_that_is_not_there(tmp_path: Path) -> None:
+    file = tmp_path / "wrong.py"
+    file.write_text(WRONG)
+    name, operator = load_own(f"{file}:mirror", (1, 8, 8))
+    assert name == "mirror" and isinstance(operator, torch.nn.Identity)
+    with pytest.raises(ValueError, match="with a file that is there"):
+        load_own(f"{tmp_path}/none.py:mirror", (1, 8, 8))
