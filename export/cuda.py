@@ -64,7 +64,7 @@ def package_cuda(
     for arch in architectures:
         if arch not in ARCHITECTURES:
             raise ValueError(f"arch {arch} is not known: {', '.join(map(str, ARCHITECTURES))}")
-    chosen = all_but(CUDA_SAVINGS, without)
+    chosen = all_but(CUDA_SAVINGS, [*without, *(["sums"] if "channels_last" in without else [])])  # it builds on that
     with (
         torch.random.fork_rng(devices=[]),
         BundleWriter(Path(path), name, f"rlsd {VERSION}", "cuda", "fp16", overwrite) as bundle,

@@ -228,7 +228,7 @@ def test_memory_and_work_of_stable_diffusions_decoder() -> None:
     assert sum(v.numel() * v.element_size() for v in parts.kept_values) <= 1.1e9
 
 
-@pytest.mark.parametrize("name", ["timesteps", "context", "recompute", "attention"])
+@pytest.mark.parametrize("name", ["timesteps", "context", "recompute", "attention", "no_ops", "channels_last"])
 def test_each_saving_can_be_left_out(networks: checkpoint.Networks, tmp_path: Path, name: str) -> None:
     """The checks against float32 hold with and without it; what it is for is gone."""
     small = replace(networks, features=None, operators={})
@@ -241,6 +241,8 @@ def test_each_saving_can_be_left_out(networks: checkpoint.Networks, tmp_path: Pa
         "context": "context" not in graphs,
         "recompute": ("decoder_pull", "Softmax") not in nodes,
         "attention": ("decoder", "Softmax") in nodes,
+        "no_ops": True,  # only that it still exports
+        "channels_last": ("decoder", "Conv") in nodes,
     }
     assert gone[name]
 
