@@ -74,9 +74,9 @@ def _convolution(gm: fx.GraphModule, node: fx.Node) -> None:
     if kernel is None or groups != 1 or any(d != 1 for d in dilation) or isinstance(padding, str):
         return
     if any(s != 1 for s in stride) and not halves_the_image(x.meta["val"].shape[2:], kernel.shape[2:], stride, padding):
-        return  # patches of a transformer: no pull-back with the channels last
+        return  # patches of a transformer, say: conv_nhwc has no pull-back for it
     if any(p >= k for p, k in zip(padding, kernel.shape[2:])):
-        return  # nor here
+        return  # nor for this
     stored = add_buffer(gm, node, "nhwc_weight", kernel.permute(0, 2, 3, 1))
     args = (_companion(gm, x, node), stored, bias, list(stride), list(padding))
     value = node.meta["val"].permute(LAST)

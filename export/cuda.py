@@ -38,7 +38,6 @@ from rlsd.export.trace import CUDA_REWRITES, CUDA_SAVINGS, REWRITES, all_but, pl
 from rlsd.kernels.aot import ARCHITECTURES
 
 LARGEST_ERROR, LEAST_COSINE = 2e-2, 0.999
-HALF_MAX = 65504.0
 HEADROOM = 64  # how far below the largest half the largest value seen in a pull-back may lie
 
 
@@ -227,7 +226,7 @@ class CudaPacker:
         largest = max(census.largest_values(parts.pull, given, kind=torch.float16).values())
         if not 0 < largest < math.inf:
             raise CheckError(f"graph {name}_pull: its largest value is {largest}")
-        return 2.0 ** math.floor(math.log2(HALF_MAX / HEADROOM / largest))
+        return 2.0 ** math.floor(math.log2(islands.HALF_MAX / HEADROOM / largest))
 
     def _add(self, traced: Traced, batch: int) -> None:
         model = to_onnx(traced.graph, traced.args, traced.inputs, traced.outputs)

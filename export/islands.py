@@ -16,7 +16,8 @@ from rlsd.export.census import largest_values
 from rlsd.export.graph import add_buffer, constant
 
 aten = torch.ops.aten
-LIMIT = 65504.0 / 4  # of a half: four times more than was seen must still fit
+HALF_MAX = torch.finfo(torch.float16).max
+LIMIT = HALF_MAX / 4  # four times more than was seen must still fit
 
 
 def too_large(graph_module: fx.GraphModule, args: Sequence[Tensor]) -> frozenset[str]:
