@@ -3,33 +3,54 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
+import shutil
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
+LEAST_ROUNDS = 3
 
 
-def interleaved(cases: Mapping[str, Callable[[], int]], rounds: int) -> dict[str, list[float]]:
-    """Runs every case once a round, in turn; each returns a count of work, the result is work per second."""
-    rates: dict[str, list[float]] = {name: [] for name in cases}
-    for _ in range(rounds):
-        for name, case in cases.items():
-            start = time.perf_counter()
-            work = case()
-            rates[name].append(work / (time.perf_counter() - start))
-    return rates
+def wall_seconds(run: Callable[[], Any]) -> float:
+    """Seconds of one call, by the processor's clock."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
-def quartiles(values: list[float]) -> dict[str, float]:
-    """Median and quartiles, to four digits."""
+def interleaved(
+    runs: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    seconds_of: Callable[[Callable[[], Any]], float] = wall_seconds,
+    limit: float = math.inf,
+) -> dict[str, list[float]]:
+    """Calls every run once a round, in turn: the seconds of each call. Warm up before.
+
+    seconds_of: the clock. limit: no further round is begun after so many seconds, once there are LEAST_ROUNDS.
+    """
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    end = time.perf_counter() + limit
+    for done in range(rounds):
+        if done >= LEAST_ROUNDS and time.perf_counter() > end:
+            break
+        for name, run in runs.items():
+            times[name].append(seconds_of(run))
+    return times
+
+
+def quartiles(values: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles, to five digits."""
     low, middle, high = np.percentile(values, [25, 50, 75])
-    return {"median": round(float(middle), 4), "q1": round(float(low), 4), "q3": round(float(high), 4)}
+    return {"median": float(f"{middle:.5g}"), "q1": float(f"{low:.5g}"), "q3": float(f"{high:.5g}")}
 
 
 def machine() -> str:
@@ -70,12 +91,28 @@ def matrix_peak(seconds: float = 1.0) -> float:
     return best
 
 
-def record(name: str, lines: list[dict]) -> Path:
-    """Appends result lines to bench/results/NAME.jsonl, each with machine, commit and time."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.jsonl"
+def record(name: str, lines: list[dict], path: Path | None = None) -> Path:
+    """Appends result lines, each with machine, commit and time, to `path`, default bench/results/NAME.jsonl."""
+    path = path or RESULTS / f"{name}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
     facts = {"machine": machine(), "commit": commit(), "time": datetime.now(timezone.utc).isoformat(timespec="seconds")}
     with open(path, "a") as stream:
         for line in lines:
             stream.write(json.dumps({**line, **facts}) + "\n")
     return path
+
+
+def installed(package: str) -> str | None:
+    """Version of an installed package, None without it."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def driver() -> str | None:
+    """Version of NVIDIA's driver, None without one."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    return subprocess.run(query, capture_output=True, text=True).stdout.split("\n")[0].strip() or None

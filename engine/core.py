@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import ctypes as c
+import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
 from rlsd.engine import native
+from rlsd.engine.dlpack import DeviceArray, on_device
 from rlsd.engine.native import RlsdError, Status, check, library
 from rlsd.engine.params import REPULSIONS, VARIANTS, Params
 
@@ -28,6 +31,7 @@ class OperatorInfo:
 class Job:
     """One measurement to reconstruct.
 
+    Arrays may lie in the memory of the engine's GPU: anything with `__dlpack__`, float32 and contiguous.
     y: the measurement, in the operator's measurement shape. operator: its name in the bundle. operator_params: this
     item's parameters by name (a mask, a blur kernel). particles: N. The random numbers depend on seed, item, particle
     and step alone. context: conditioning [L, C], None for the null context.
@@ -45,10 +49,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """particles: [N, C, H, W] float32, nominally in [-1, 1]. latents: [N, ...]. seconds: from first to last tick."""
+    """particles: [N, C, H, W] float32, nominally in [-1, 1]. latents: [N, ...]. seconds: from first to last tick.
 
-    particles: np.ndarray
-    latents: np.ndarray
+    Both are NumPy arrays, or those that were given to `submit` to be filled.
+    """
+
+    particles: Any
+    latents: Any
     seconds: float
 
 
@@ -67,7 +74,7 @@ class Progress:
 class Handle:
     """A submitted job. `result()` once it is done; `release()` drops it at once."""
 
-    def __init__(self, pointer: c.c_void_p, particles: np.ndarray, latents: np.ndarray):
+    def __init__(self, pointer: c.c_void_p, particles: Any, latents: Any):
         self._pointer, self._particles, self._latents = pointer, particles, latents
 
     def __del__(self) -> None:
@@ -103,7 +110,8 @@ class Handle:
 class Engine:
     """An opened bundle. Use it from one thread at a time; only `cancel` may come from another.
 
-    bundle: the directory that `rlsd export` wrote. threads: 0 for one per processor. max_particles: in flight at
+    bundle: the directory that `rlsd export` wrote. device: "cpu" or "cuda:0" and so on, default what the bundle was
+    exported for. threads: 0 for one per processor. max_particles: in flight at
     once, 0 for 256. onnxruntime: path of the library, default the installed wheel's. progress: called after each tick
     of `run`; returning True stops. log: called with each message. Raises RlsdError.
     """
@@ -112,6 +120,7 @@ class Engine:
         self,
         bundle: str | os.PathLike[str],
         *,
+        device: str | None = None,
         threads: int = 0,
         max_particles: int = 0,
         onnxruntime: str | None = None,
@@ -123,8 +132,11 @@ class Engine:
         self._undone: list[Handle] = []  # the core writes into their arrays, whether the caller keeps them or not
         options = native.OptionsStruct()
         check(library().rlsd_engine_options_init(options, c.sizeof(options)))
+        if (device or "").startswith("cuda") or _is_for_cuda(Path(bundle)):
+            native.preload_cuda()
         runtime = onnxruntime or native.find_onnxruntime()
         options.onnxruntime = os.fsencode(runtime) if runtime else None
+        options.device = device.encode() if device else None
         options.threads, options.max_particles = threads, max_particles
         self._callbacks = (native.PROGRESS(self._on_progress), native.LOG(self._on_log))
         self._progress, self._log = progress, log
@@ -173,6 +185,11 @@ class Engine:
     @property
     def name(self) -> str:
         return self._facts["name"][0]
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the engine runs on a GPU."""
+        return self._facts["device"] != ["cpu"]
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -231,8 +248,12 @@ class Engine:
 
     # ------------------------------------------------------------ jobs
 
-    def submit(self, job: Job) -> Handle:
-        """Checks and queues a job; nothing runs yet."""
+    def submit(self, job: Job, out: Any = None, out_latents: Any = None) -> Handle:
+        """Checks and queues a job; nothing runs yet.
+
+        out, out_latents: arrays to be filled, [N, C, H, W] and [N, *latent_shape], of NumPy or of the engine's GPU;
+        float32 and contiguous. Default: new ones of NumPy.
+        """
         n, p = job.particles, job.params
         params = native.ParamsStruct()
         check(library().rlsd_params_init(params, c.sizeof(params)))
@@ -241,21 +262,23 @@ class Engine:
             setattr(params, each.name, VARIANTS.get(value, REPULSIONS.get(value)) if isinstance(value, str) else value)
         request = native.RequestStruct()
         check(library().rlsd_request_init(request, c.sizeof(request)))
-        y = _floats(job.y)
+        y = _given("y", job.y)
         tensors, keep = _tensors(job.operator_params)
-        particles = np.zeros((max(n, 0), *self.image_shape), np.float32)
-        latents = np.zeros((max(n, 0), *self.latent_shape), np.float32)
-        request.op, request.y, request.y_count = job.operator.encode(), y.ctypes.data, y.size
+        context = None if job.context is None else _given("context", job.context)
+        particles = _filled("out", out, (max(n, 0), *self.image_shape))
+        latents = _filled("out_latents", out_latents, (max(n, 0), *self.latent_shape))
+        if not self.on_gpu and any(isinstance(a, DeviceArray) for a in (y, *keep, context, particles, latents)):
+            raise ValueError("an array of the job lies on a GPU, but this engine runs on the CPU")
+        request.op, request.y, request.y_count = job.operator.encode(), y.pointer, y.size
         request.params, request.param_count = tensors, len(keep)
-        if job.context is not None:
-            context = _floats(job.context)
-            request.context, request.context_count = context.ctypes.data, context.size
+        if context is not None:
+            request.context, request.context_count = context.pointer, context.size
         request.particles, request.seed, request.item = n, job.seed, job.item
-        request.out, request.out_count = particles.ctypes.data, particles.size
-        request.out_latents, request.out_latents_count = latents.ctypes.data, latents.size
+        request.out, request.out_count = particles.pointer, particles.size
+        request.out_latents, request.out_latents_count = latents.pointer, latents.size
         pointer = c.c_void_p()
         check(library().rlsd_submit(self._pointer, params, request, pointer))
-        handle = Handle(pointer, particles, latents)
+        handle = Handle(pointer, particles.source, latents.source)
         self._undone.append(handle)
         return handle
 
@@ -350,18 +373,60 @@ class Engine:
             self._log(message.decode(errors="replace"))
 
 
-def _floats(array: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(array, np.float32)
+def _is_for_cuda(bundle: Path) -> bool:
+    """What the manifest says; the core reads it again, strictly."""
+    path = bundle / "manifest.txt"
+    try:
+        if not path.is_file():  # a pipe would wait for ever
+            return False
+        with open(path, errors="replace") as lines:
+            return any(line == "target cuda\n" for line in itertools.islice(lines, 10))
+    except OSError:
+        return False
 
 
-def _tensors(arrays: Mapping[str, np.ndarray]) -> tuple[c.Array, list[np.ndarray]]:
-    """The arrays as rlsd_tensor structs, and the contiguous copies that have to stay alive with them."""
-    keep = [
-        np.ascontiguousarray(a, np.int64) if np.issubdtype(np.asarray(a).dtype, np.integer) else _floats(a)
-        for a in arrays.values()
-    ]
+@dataclass(frozen=True)
+class _HostArray:
+    """A NumPy array as the core sees it."""
+
+    source: np.ndarray
+
+    @property
+    def pointer(self) -> int:
+        return self.source.ctypes.data
+
+    @property
+    def size(self) -> int:
+        return self.source.size
+
+
+def _given(name: str, array: Any, whole: bool = False) -> _HostArray | DeviceArray:
+    """An input, float32 and contiguous; with `whole`, whole numbers are int64."""
+    if on_device(array):
+        return DeviceArray(name, array)
+    integers = whole and np.issubdtype(np.asarray(array).dtype, np.integer)
+    return _HostArray(np.ascontiguousarray(array, np.int64 if integers else np.float32))
+
+
+def _filled(name: str, array: Any, shape: tuple[int, ...]) -> _HostArray | DeviceArray:
+    """An output of this shape: a new array, or the caller's."""
+    if array is None:
+        return _HostArray(np.zeros(shape, np.float32))
+    if tuple(array.shape) != shape:
+        raise ValueError(f"{name} has shape {list(array.shape)}, {list(shape)} is needed")
+    if on_device(array):
+        return DeviceArray(name, array)
+    writable = isinstance(array, np.ndarray) and array.flags.c_contiguous and array.flags.writeable
+    if not (writable and array.dtype == np.float32):
+        raise ValueError(f"{name} is no writable, contiguous float32 array of NumPy or of a GPU")
+    return _HostArray(array)
+
+
+def _tensors(arrays: Mapping[str, Any]) -> tuple[c.Array, list[_HostArray | DeviceArray]]:
+    """The arrays as rlsd_tensor structs, and what has to stay alive with them."""
+    keep = [_given(name, array, whole=True) for name, array in arrays.items()]
     structs = [
-        native.TensorStruct(name.encode(), a.ctypes.data, a.size, 2 if a.dtype == np.int64 else 1)
+        native.TensorStruct(name.encode(), a.pointer, a.size, 2 if getattr(a.source, "dtype", None) == np.int64 else 1)
         for name, a in zip(arrays, keep)
     ]
     return (native.TensorStruct * max(len(structs), 1))(*structs), keep

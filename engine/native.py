@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes as c
 import functools
 import importlib.util
+import sys
 from enum import IntEnum
 from pathlib import Path
 
@@ -25,6 +27,7 @@ class Status(IntEnum):
     NON_FINITE = 6
     CANCELLED = 7
     INTERNAL = 8
+    NO_DEVICE = 9
 
 
 class RlsdError(RuntimeError):
@@ -128,6 +131,7 @@ class StatsStruct(c.Structure):
         ),
         *((name, c.c_double) for name in ("denoiser", "decoder", "decoder_pull", "features", "operators")),
         *((name, c.c_double) for name in ("repulsion", "elementwise", "idle", "wall")),
+        *((name, c.c_int64) for name in ("launches", "synchronisations", "redone")),
     ]
 
 
@@ -151,6 +155,25 @@ def find_onnxruntime() -> str | None:
         for path in sorted(Path(folder, "capi").glob("libonnxruntime.so*")):
             return str(path)
     return None
+
+
+CUDA_LIBRARIES = ("cudart", "nvrtc", "nvJitLink", "cublasLt", "cublas", "cufft", "curand", "cudnn")
+
+
+@functools.cache
+def preload_cuda() -> tuple[str, ...]:
+    """Loads CUDA's libraries from NVIDIA's wheels, where the loader would not look; returns the files.
+
+    ONNX Runtime's CUDA provider then finds them by their names. What is not in a wheel may be installed in the system.
+    """
+    loaded = []
+    folders = [folder for entry in sys.path for folder in sorted(Path(entry, "nvidia").glob("*/lib"))]
+    for name in CUDA_LIBRARIES:
+        for path in (path for folder in folders for path in sorted(folder.glob(f"lib{name}*.so*"))):
+            with contextlib.suppress(OSError):  # one of another driver, say
+                c.CDLL(str(path), mode=c.RTLD_GLOBAL)
+                loaded.append(str(path))
+    return tuple(loaded)
 
 
 @functools.cache

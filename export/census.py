@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections import Counter
 from collections.abc import Sequence
 
@@ -36,6 +37,40 @@ def _operations(node: fx.Node) -> int:
     if node.target == aten.addmm.default:
         return 2 * value.numel() * _shape(node, 1)[-1]
     return 0
+
+
+def peak_bytes(graph_module: fx.GraphModule) -> int:
+    """The most that a run holds at once of what is neither input, output nor weight, each until its last use.
+
+    Views take nothing of their own. It is what a graph of as many kernels needs at least; a library's own workspaces
+    come on top.
+    """
+    graph = graph_module.graph
+    outputs = {node for node in graph.find_nodes(op="output")[0].all_input_nodes}
+    held, peak = 0, 0
+    size, users = {}, {node: len(node.users) for node in graph.nodes}
+    for node in graph.nodes:
+        if node.op != "call_function":
+            continue
+        size[node] = 0 if node in outputs or node.target in _VIEWS else _bytes(node.meta.get("val"))
+        held += size[node]
+        peak = max(peak, held)
+        for source in node.all_input_nodes:
+            users[source] -= 1
+            if users[source] == 0:
+                held -= size.get(source, 0)
+    return peak
+
+
+_VIEWS = {
+    operator.getitem, aten.view.default, aten.reshape.default, aten.permute.default, aten.transpose.int,
+    aten.unsqueeze.default, aten.squeeze.dim, aten.expand.default, aten.detach.default, aten.slice.Tensor,
+}  # fmt: skip
+
+
+def _bytes(value: object) -> int:
+    several = value if isinstance(value, (tuple, list)) else (value,)
+    return sum(v.numel() * v.element_size() for v in several if isinstance(v, Tensor))
 
 
 def _shape(node: fx.Node, number: int) -> Sequence[int]:

@@ -150,9 +150,12 @@ class CudaPacker:
         self._check(graph, known, {"eps": want})
         self.tables.clear()  # they are rounded differently for another batch: the bundle's own come from its first
         for batch in batches:
-            for traced in self._trace_denoiser(halved, inputs(batch, networks.latent)):
-                if traced is not None:
-                    self._add(traced, batch)
+            context, graph = self._trace_denoiser(halved, inputs(batch, networks.latent))
+            self._add(graph, batch)
+            if context is not None:
+                self._add(context, batch)
+                kept_bytes = sum(value.numel() * value.element_size() for value in graph.args[2:])
+                self.bundle.fact("info", "kept", "context", batch, kept_bytes)
 
     def _trace_denoiser(self, module: nn.Module, example: list[Tensor]) -> tuple[Traced | None, Traced]:
         args = [x.half() if x.is_floating_point() else x for x in example]
@@ -234,6 +237,7 @@ class CudaPacker:
         for kind, count in census.node_kinds(model).items():
             self.bundle.fact("info", "nodes", traced.name, batch, kind, count)
         self.bundle.fact("info", "operations", traced.name, batch, census.operations(traced.graph))
+        self.bundle.fact("info", "peak", traced.name, batch, census.peak_bytes(traced.graph))
 
     def _check(self, traced: Traced, known: Mapping[str, Tensor], want: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Runs the lowered graph, compares, notes the error in the manifest; returns all its outputs."""

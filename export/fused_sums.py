@@ -58,7 +58,7 @@ def _bias_with_residual(graph_module: fx.GraphModule, node: fx.Node) -> None:
     users = list(node.users)
     terms = _terms(users[0]) if len(users) == 1 else None
     shift = None if bias is None else constant(graph_module, bias)
-    if terms is None or shift is None:
+    if terms is None or shift is None or len(shift) % ops.LANES != 0:
         return
     (residual,) = [term for term in terms if term is not node] or [node]
     if residual is node or residual.meta["val"].shape != node.meta["val"].shape:

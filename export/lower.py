@@ -2,6 +2,9 @@
 
 To check such a graph without a GPU. The lowered graph computes in float32 and rounds every result to halves where the
 CUDA graph stores halves, which is what a GPU does that accumulates in float32.
+
+With `kept`, inputs, outputs and the operators of domain "rlsd" stay in halves: such a graph takes the place of the CUDA
+graph in an engine whose device is a stand-in.
 """
 
 from __future__ import annotations
@@ -17,18 +20,31 @@ HALF, FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT
 Nodes = Iterator[NodeProto]
 
 
-def lower(source: Path, target: Path) -> None:
+def lower(source: Path, target: Path, kept: bool = False) -> None:
     """Writes the lowered form of the graph file `source`, weights included, to `target` and `target`.bin."""
-    model = onnx.load(source)
+    model = lowered(onnx.load(source), kept)
+    onnx.save(model, target, save_as_external_data=True, location=f"{target.name}.bin", convert_attribute=False)
+
+
+def lowered(model: onnx.ModelProto, kept: bool = False) -> onnx.ModelProto:
+    """The same in memory; `model` is changed."""
     graph = model.graph
     kinds = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.output, *graph.value_info)}
     for tensor in graph.initializer:
         if tensor.data_type == HALF:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
-    for value in (*graph.input, *graph.output):
-        if value.type.tensor_type.elem_type == HALF:
-            value.type.tensor_type.elem_type = FLOAT
-    nodes = [lowered for node in graph.node for part in _parts(node) for lowered in _rounded(part, kinds)]
+    nodes: list[NodeProto] = []
+    for node in graph.node:
+        if kept and node.domain == "rlsd":
+            nodes += _in_halves(node, kinds)
+        else:
+            nodes += [each for part in _parts(node) for each in _rounded(part, kinds)]
+    if kept:
+        nodes = [*border(graph, nodes)]
+    else:
+        for value in (*graph.input, *graph.output):
+            if value.type.tensor_type.elem_type == HALF:
+                value.type.tensor_type.elem_type = FLOAT
     del graph.node[:], graph.value_info[:]
     graph.node.extend(nodes)
     model.opset_import.extend(
@@ -36,7 +52,40 @@ def lower(source: Path, target: Path) -> None:
         for domain in (("rlsd", 1), ("com.microsoft", 1))
         if domain[0] not in {known.domain for known in model.opset_import}
     )
-    onnx.save(model, target, save_as_external_data=True, location=f"{target.name}.bin", convert_attribute=False)
+    return model
+
+
+def _in_halves(node: NodeProto, kinds: dict[str, int]) -> Nodes:
+    """The node as it is, between casts: halves are floats everywhere else."""
+    halves = [name for name in dict.fromkeys(node.input) if kinds.get(name) == HALF]
+    for name in halves:
+        yield helper.make_node("Cast", [name], [f"{name}/in/{node.output[0]}"], to=HALF)
+    back = [name for name in node.output if kinds.get(name) == HALF]
+    for i, name in enumerate(node.input):
+        if name in halves:
+            node.input[i] = f"{name}/in/{node.output[0]}"
+    for i, name in enumerate(node.output):
+        if name in back:
+            node.output[i] = f"{name}/half"
+    yield node
+    for name in back:
+        yield helper.make_node("Cast", [f"{name}/half"], [name], to=FLOAT)
+
+
+def border(graph: onnx.GraphProto, nodes: list[NodeProto]) -> Nodes:
+    """Casts at the inputs and outputs that are halves, which the nodes know as floats of another name."""
+    inputs = [value.name for value in graph.input if value.type.tensor_type.elem_type == HALF]
+    outputs = [value.name for value in graph.output if value.type.tensor_type.elem_type == HALF]
+    for name in inputs:
+        yield helper.make_node("Cast", [name], [f"{name}/float"], to=FLOAT)
+    for node in nodes:
+        for words in (node.input, node.output):
+            for i, name in enumerate(words):
+                if name in inputs or name in outputs:
+                    words[i] = f"{name}/float"
+        yield node
+    for name in outputs:
+        yield helper.make_node("Cast", [f"{name}/float"], [name], to=HALF)
 
 
 def _parts(node: NodeProto) -> Nodes:

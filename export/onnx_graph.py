@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Sequence
 
@@ -126,7 +127,17 @@ def _attention(query, key, value, heads: int):  # type: ignore[no-untyped-def]
     return _ATTENTION(query, key, value, num_heads=heads)
 
 
+def _layer_norm(x, shape: Sequence[int], weight, bias, epsilon: float):  # type: ignore[no-untyped-def]
+    """ONNX's mean and rstd are float32; in a graph of halves they are halves, which is what their pull-back reads."""
+    if weight is None:
+        weight = opset20.CastLike(opset20.Constant(value_floats=[1.0] * math.prod(shape)), x)
+    given = (x, weight) if bias is None else (x, weight, bias)
+    y, *statistics = opset20.LayerNormalization(*given, axis=-len(shape), epsilon=epsilon)
+    return y, *(opset20.CastLike(value, x) if x.dtype == ir.DataType.FLOAT16 else value for value in statistics)
+
+
 _TRANSLATIONS = {
+    torch.ops.aten.native_layer_norm.default: _layer_norm,
     torch.ops.rlsd.group_norm.default: _group_norm,
     torch.ops.rlsd.group_norm_pull.default: _group_norm_pull,
     torch.ops.rlsd.add_group_norm_nhwc.default: _add_group_norm,

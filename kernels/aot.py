@@ -67,6 +67,13 @@ class Cubin:
         return f"kernel {self.kernel.name} {self.arch} {self.file} {launch}"
 
 
+def arguments(kernel: Kernel) -> list[tuple[str, str]]:
+    """What a launch passes: (name, Triton type) in the function's order, then the two scratch pointers."""
+    order = [name for name in kernel.function.arg_names if name in kernel.signature]
+    types = [(name, kernel.signature[name].removesuffix(":16")) for name in order]
+    return [*types, ("global_scratch", "*i8"), ("profile_scratch", "*i8")]
+
+
 def kernels(precise: bool = False) -> list[Kernel]:
     """Every kernel of this package that a bundle carries; with those that only graphs with float32 parts need."""
     found = [kernel for room in ROOMS for kernel in importlib.import_module(f"rlsd.kernels.{room}").KERNELS]
@@ -86,7 +93,8 @@ def compile_kernel(kernel: Kernel, arch: int) -> Cubin:
     if arch not in ARCHITECTURES:
         raise ValueError(f"arch {arch} is not known: {', '.join(map(str, ARCHITECTURES))}")
     order = kernel.function.arg_names
-    types = {name: kernel.signature[name].removesuffix(":16") for name in order if name in kernel.signature}
+    passed = arguments(kernel)
+    types = dict(passed[:-2])
     signature = {name: types.get(name, "constexpr") for name in order}
     promised = [n for n in types if types[n].startswith("*") or kernel.signature[n].endswith(":16")]
     source = ASTSource(
@@ -100,8 +108,7 @@ def compile_kernel(kernel: Kernel, arch: int) -> Cubin:
     facts = compiled.metadata
     if facts.global_scratch_size or facts.profile_scratch_size:
         raise RuntimeError(f"kernel {kernel.name} wants scratch memory, which the engine does not give")
-    scratch = [("global_scratch", "*i8"), ("profile_scratch", "*i8")]
-    return Cubin(kernel, arch, compiled.asm["cubin"], facts.name, facts.shared, [*types.items(), *scratch])
+    return Cubin(kernel, arch, compiled.asm["cubin"], facts.name, facts.shared, passed)
 
 
 def write(out: Path, architectures: Sequence[int], names: Sequence[str] = (), precise: bool = False) -> list[Cubin]:

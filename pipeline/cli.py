@@ -18,7 +18,7 @@ from rlsd.pipeline.errors import InputError
 from rlsd.pipeline.machine import engine_version
 
 DONE, FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
-_USERS = (Status.INVALID_ARGUMENT, Status.BAD_BUNDLE, Status.NO_RUNTIME)
+_USERS = (Status.INVALID_ARGUMENT, Status.BAD_BUNDLE, Status.NO_RUNTIME, Status.NO_DEVICE)
 
 app = typer.Typer(
     name="rlsd",
@@ -46,7 +46,9 @@ def _options(
     pass
 
 
-for command in (commands.reconstruct, commands.demo, commands.tasks, commands.info, commands.export):
+for command in (
+    commands.reconstruct, commands.demo, commands.tasks, commands.info, commands.tune, commands.export, commands.bench,
+):  # fmt: skip
     # the paragraphs of a docstring, each on one line: typer would keep their line breaks
     app.command(help="\n\n".join(" ".join(part.split()) for part in (command.__doc__ or "").split("\n\n")))(command)
 

@@ -11,11 +11,12 @@ from rich.console import Console
 
 from rlsd.pipeline import demo as demo_run
 from rlsd.pipeline import options as o
-from rlsd.pipeline import show
+from rlsd.pipeline import show, tuning
 from rlsd.pipeline.census import show_census
 from rlsd.pipeline.errors import InputError
 from rlsd.pipeline.items import Plan, name_sources
 from rlsd.pipeline.model import find_bundle, open_model
+from rlsd.pipeline.plan import read_plan
 from rlsd.pipeline.presets import family_of
 from rlsd.pipeline.run import Finished, run_plans
 from rlsd.pipeline.settings import settings_for
@@ -45,6 +46,7 @@ def reconstruct(
     label: o.Label = None,
     guidance: o.Guidance = None,
     seed: o.Seed = 0,
+    device: o.Device = None,
     threads: o.Threads = 0,
 ) -> None:
     """Reconstruct images from files: N diverse answers for each.
@@ -59,7 +61,7 @@ def reconstruct(
         "repulsion_until": repulsion_until, "repulsion": repulsion, "rho": rho, "lambda_": lambda_, "lr_x": lr_x,
         "lr_z": lr_z, "variant": variant, "guidance": guidance,
     }  # fmt: skip
-    with open_model(model, threads=threads) as engine:
+    with open_model(model, device=device, threads=threads) as engine:
         chosen = find_task(task, engine.operators)
         if measured and sigma is None:
             changes["sigma"] = 0.0  # not known
@@ -101,13 +103,37 @@ def tasks(model: o.AnyModel = None) -> None:
 
 def info(
     bundle: Annotated[str | None, typer.Argument(metavar="[BUNDLE]", help=o.MODEL_TEXT, show_default=False)] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Where a GPU's memory goes with this bundle; needs no GPU.")
+    ] = False,
+    particles: Annotated[int, typer.Option(metavar="N", help="For --plan: particles in flight.", min=1)] = 8,
+    memory: Annotated[float, typer.Option(metavar="GIB", help="For --plan: the GPU's memory.", min=0.1)] = 80.0,
 ) -> None:
-    """Show what a bundle holds (opening and verifying it), or without one what this machine has."""
+    """Show what a bundle holds (opening and verifying it), or without one what this machine has.
+
+    With --plan, count a GPU's memory from the bundle's manifest; the exit code is 1 if the particles do not fit.
+    """
     if bundle is None:
         show.show_machine(Console())
         return
+    if plan:
+        counted = read_plan(find_bundle(bundle))
+        show.show_plan(counted, particles, memory, Console())
+        if counted.total(particles) > memory * 2**30:
+            raise typer.Exit(1)
+        return
     with open_model(bundle) as engine:
         show.show_bundle(engine, Console())
+
+
+def tune(
+    bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="A bundle for CUDA.", show_default=False)],
+    device: o.Device = None,
+) -> None:
+    """Measure the bundle's batches on this machine's GPU, and keep the times beside it for the engine."""
+    with open_model(bundle, device=device) as engine:
+        path = tuning.tune(engine, typer.echo)
+    typer.echo(f"Written to {path}")
 
 
 def demo(
@@ -183,6 +209,37 @@ def export(
     if target == "cuda":
         show_census(path, Console())
     typer.echo(f"Bundle written to {path}")
+
+
+def bench(
+    report: Annotated[
+        bool, typer.Option("--report", metavar="", help="Measure nothing: tables and plots of what was measured.")
+    ] = False,
+    results: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of JSON lines; default: the benchmarks' own.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="For --report: where report.md and its plots go.")] = Path(
+        "bench-report"
+    ),
+) -> None:
+    """Full steps per second on this machine's CPU against PyTorch, or a report of all results.
+
+    On a GPU: bench/gpu_check.sh. Needs torch to measure, matplotlib to report.
+    """
+    try:
+        if not report:
+            from rlsd.bench import engine as full_steps
+
+            full_steps.main([])
+            return
+        from rlsd.bench import report as tables
+
+        path = tables.write(results or tables.RESULTS, out)
+    except ModuleNotFoundError as error:
+        raise InputError(f"bench needs {error.name}, which is not installed") from None
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    typer.echo(f"Report written to {path}")
 
 
 def _whole_numbers(field: str, given: str) -> list[int]:

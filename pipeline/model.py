@@ -33,8 +33,10 @@ def find_bundle(model: str) -> Path:
     return path
 
 
-def open_model(model: str, *, threads: int = 0, log: Callable[[str], None] | None = None) -> Engine:
+def open_model(
+    model: str, *, device: str | None = None, threads: int = 0, log: Callable[[str], None] | None = None
+) -> Engine:
     """Opens a shipped prior or a bundle; every file of it is verified. InputError or RlsdError."""
     if not 0 <= threads <= 1024:
         raise InputError(f"threads is {threads}; allowed are 0 (one per processor) to 1024")
-    return Engine(find_bundle(model), threads=threads, log=log)
+    return Engine(find_bundle(model), device=device, threads=threads, log=log)

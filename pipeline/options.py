@@ -83,4 +83,8 @@ Guidance = Annotated[
 ]
 
 Seed = Annotated[int, _option(_RUN, "All random numbers derive from it; 0 if not given.", "--seed", metavar="S")]
+Device = Annotated[
+    str | None,
+    _option(_RUN, "cpu, or cuda:0 and so on; default: what the bundle was exported for.", "--device", metavar="D"),
+]
 Threads = Annotated[int, _option(_RUN, "Worker threads; one per processor if not given.", "--threads", metavar="T")]

@@ -16,6 +16,7 @@ from rlsd.engine import Engine
 from rlsd.pipeline.items import frame_of
 from rlsd.pipeline.machine import libraries, machine, versions
 from rlsd.pipeline.model import shipped
+from rlsd.pipeline.plan import Plan
 from rlsd.pipeline.presets import FAMILIES, family_of
 from rlsd.pipeline.tasks import TASKS
 
@@ -41,6 +42,31 @@ def show_machine(console: Console) -> None:
     ):
         console.print(facts(title, values))
         console.print()
+
+
+def show_plan(plan: Plan, particles: int, memory: float, console: Console) -> None:
+    """A bundle's memory on a GPU of so many GiB, with so many particles in flight."""
+    size = lambda count: "not known" if count is None else f"{count / 1e6:,.1f} MB"  # noqa: E731
+    console.print(
+        facts(
+            "Memory on a GPU",
+            {
+                "weights, once": size(plan.weights),
+                "state of a particle": size(plan.particle),
+                "inputs of a job": size(plan.job),
+            },
+        )
+    )
+    table = Table("batch", "tensors", "in graphs", "a lane", title="Seats", title_justify="left", box=SIMPLE)
+    for seat in plan.seats:
+        table.add_row(str(seat.batch), size(seat.tensors), size(seat.graphs), size(seat.total // seat.batch))
+    console.print(table)
+    total, most = plan.total(particles), plan.most_particles(int(memory * 2**30))
+    console.print(
+        f"{particles} particles of one job: {total / 2**30:.2f} of {memory:g} GiB. At most {most} keep all their "
+        "activations; beyond, chunks take turns and decode twice. The workspaces of ONNX Runtime's libraries and the "
+        "driver's context (about 0.5 GiB) come on top."
+    )
 
 
 def show_bundle(engine: Engine, console: Console) -> None:

@@ -164,7 +164,8 @@ def manifest(facts: list[str], files: Mapping[str, bytes]) -> bytes:
 
 def facts_of(nets: Nets, with_features: bool) -> list[str]:
     """Every line of the manifest that names neither a graph nor a file's digest."""
-    facts = ["name tiny", "producer bundle_factory", "target cpu", "precision fp32", "latent 2 2 2", "image 1 4 4"]
+    facts = ["name tiny", "producer bundle_factory", "target cpu", "precision fp32", f"latent {words(LATENT)}"]
+    facts.append(f"image {words(IMAGE)}")
     facts += ["context 2 3", f"timesteps {len(nets.abar)}", "steps_offset 1", "alphas_cumprod alphas_cumprod.f64"]
     facts += ["null_context null_context.f32", "named_context loud context.loud.f32", "weights weights.bin"]
     if with_features:

@@ -55,7 +55,7 @@ def vision_transformer(folder: Path) -> Path:
     """DINO's architecture (ViT, class token) at toy width."""
     torch.manual_seed(1)
     config = ViTConfig(
-        hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, image_size=32, patch_size=8
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8
     )
     ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
     return folder

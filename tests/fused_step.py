@@ -27,11 +27,13 @@ class Fused:
         return (*state, eps, z_t, z_network, flag)
 
     @staticmethod
-    def step_x(lanes, x, m, v, gradient, image, image_cotangent=None, channels=1):
+    def step_x(lanes, x, m, v, gradient, image, image_cotangent=None, channels=1, image_scale=None):
         state = (x.clone(), m.clone(), v.clone())
         x_operator, cotangent = poisoned(image.shape, gradient.dtype), poisoned(image.shape, image.dtype)
         flag = torch.zeros(len(image), dtype=torch.int32, device=DEVICE)
-        launch.step_x(lanes, state, gradient, image, x_operator, cotangent, flag, image_cotangent, channels)
+        launch.step_x(
+            lanes, state, gradient, image, x_operator, cotangent, flag, image_cotangent, channels, image_scale
+        )
         return (*state, x_operator, cotangent, flag)
 
     @staticmethod
@@ -39,6 +41,18 @@ class Fused:
         out = poisoned(image.shape, dtype)
         launch.operator_input(lanes, x, image, out, channels)
         return out
+
+    @staticmethod
+    def gather_features(lanes, phi, rows):
+        rows = rows.clone()
+        launch.gather_features(lanes, phi, rows)
+        return rows
+
+    @staticmethod
+    def spread_repulsion(lanes, repulsion, D, level, network):
+        phi_cotangent, image_scale = poisoned((len(lanes.whole), D), network), poisoned((len(lanes.whole),), SINGLE)
+        launch.spread_repulsion(lanes, repulsion, phi_cotangent, image_scale, level)
+        return phi_cotangent, image_scale
 
     @staticmethod
     def start(lanes, value, m, v, stream):

@@ -39,7 +39,9 @@ class FakeHandle:
 class FakeEngine:
     """Particles are noise. broken: items that become non-finite. on_tick: called at the start of each tick."""
 
-    def __init__(self, bundle, *, threads=0, log=None, padding=(2, 2, 2, 2), channels=1, broken=(), on_tick=None):
+    def __init__(
+        self, bundle, *, device=None, threads=0, log=None, padding=(2, 2, 2, 2), channels=1, broken=(), on_tick=None
+    ):
         self.path, self.name = Path(bundle), "fake"
         self.image_shape, self.latent_shape = (channels, 32, 32), (2, 4, 4)
         self.context_shape, self.contexts, self.timesteps, self.feature_dim = (1, 4), ["cat", "dog"], 1000, 6

@@ -28,7 +28,7 @@ def test_shapes_and_contexts(exported):
     assert engine.image_shape == (3, 32, 48)
     assert engine.latent_shape == (4, 4, 6)
     assert engine.context_shape == (77, checkpoints.WIDTH)
-    assert engine.feature_dim == 24
+    assert engine.feature_dim == 32
     assert set(engine.operators) >= {"inpainting", "superres4", "gaussian_blur", "phase_retrieval", "hdr"}
 
 

@@ -286,7 +286,7 @@ def test_a_column_that_does_not_exist_is_named():
 COMPILE = """
 from rlsd.kernels.aot import compile_kernel
 from rlsd.kernels.step import KERNELS
-assert len({kernel.name for kernel in KERNELS}) == len(KERNELS) == 9
+assert len({kernel.name for kernel in KERNELS}) == len(KERNELS) == 11
 for kernel in KERNELS:
     cubin = compile_kernel(kernel, 90)
     assert cubin.binary[:4] == b"\\x7fELF" and cubin.shared <= 48 * 1024, cubin.line
@@ -298,4 +298,26 @@ def test_every_kernel_compiles():
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 9
+    assert len(done.stdout.splitlines()) == 11
+
+
+@pytest.mark.parametrize("D, stride", [(24, 32), (1, 16), (600, 608)])
+def test_features_go_to_their_rows_and_repulsion_comes_back(D, stride):
+    lanes = table(feature_row=[3, -1, 0, 5, 1])
+    generator = torch.Generator().manual_seed(4)
+    phi = torch.randn(5, D, generator=generator).to(HALF).to(DEVICE)
+    rows = torch.full((6, stride), 7.0, device=DEVICE)
+    got, want = Fused.gather_features(lanes, phi, rows), naive.gather_features(lanes, phi, rows)
+    assert torch.equal(got, want) and torch.equal(got[3, :D], phi[0].float()) and not got[3, D:].any()
+    assert (got[[2, 4]] == 7).all()
+    R = torch.randn(6, stride, generator=generator).to(DEVICE) * torch.tensor([1e-6, 1e4, 1, 0.0, 1, 30])[:, None]
+    given, scale = agree("spread_repulsion", lanes, {"repulsion": R}, D=D, level=8.0, network=HALF)
+    assert not given[0].any() and not given[1].any() and scale[0] == 0 and scale[1] == 0  # R is 0; no row
+    back = given.double() * scale[:, None] * lanes["unscale"] / -lanes["repulsion"]
+    torch.testing.assert_close(back[2:], R[[0, 5, 1], :D].double(), rtol=2e-3, atol=2e-3 * float(R[1].abs().max()))
+
+
+def test_image_scale_weighs_what_the_features_pull_back():
+    lanes, arguments = table(), tensors(60, HALF, "x", "m", "v", "gradient", "image", "image_cotangent")
+    scale = torch.linspace(-2, 3, 5, device=DEVICE)
+    agree("step_x", lanes, {**arguments, "image_scale": scale}, channels=3)

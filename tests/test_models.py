@@ -93,7 +93,7 @@ def test_classifier_takes_odd_inputs(shape: tuple[int, ...], value: float) -> No
     assert features.isfinite().all() and x.grad is not None and x.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("phase", ["vae", "vae-decoder", "classifier", "unet", "unet-finish"])
+@pytest.mark.parametrize("phase", ["vae", "vae-decoder", "classifier", "unet", "unet-finish", "unet-guided"])
 def test_resumed_training_gives_the_same_bits(phase: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(train.BATCH, phase, 4)
     g = torch.Generator().manual_seed(5)
@@ -110,6 +110,7 @@ def test_resumed_training_gives_the_same_bits(phase: str, tmp_path: Path, monkey
         else:
             torch.manual_seed(6)
             made = {"vae": train.build_vae(), "classifier-mild": Classifier(), "unet": train.Prior()}
+            made["unet-finish"] = train.Prior()
             for name, model in {**made, "vae-decoder": made["vae"]}.items():
                 if name != phase:
                     torch.save({"ema": model.state_dict()}, work / f"{name}.pt")
@@ -125,6 +126,22 @@ def test_resumed_training_gives_the_same_bits(phase: str, tmp_path: Path, monkey
     resumed = run(tmp_path / "broken")
     assert straight.keys() == resumed.keys()
     assert all(torch.equal(straight[k], resumed[k]) for k in straight)
+
+
+def test_autoguidance_adds_the_difference_to_a_worse_network(tmp_path: Path) -> None:
+    networks = {}
+    for seed, name in enumerate(("unet", "unet-finish")):
+        torch.manual_seed(seed)
+        networks[name] = train.Prior().eval()
+        torch.save({"ema": networks[name].state_dict()}, tmp_path / f"{name}.pt")
+    guided = train.autoguidance(train.STAGES["unet-guided"], tmp_path)
+    assert guided is not None and train.autoguidance(train.STAGES["unet-finish"], tmp_path) is None
+    z, t, context = torch.randn(2, 4, 8, 8), torch.tensor([10, 900]), torch.tensor([10, 3])
+    with torch.no_grad():
+        good, worse = (networks[name](z, t, context) for name in ("unet-finish", "unet"))
+    want = good + (train.GUIDANCE - 1) * (good - worse)
+    assert (guided(z, t, context) - want).norm() < 0.02 * want.norm()  # computed in bf16
+    assert (good - want).norm() > 0.1 * want.norm()
 
 
 def test_an_epoch_visits_every_item_once() -> None:

@@ -1,6 +1,6 @@
 """Tiny networks in NumPy: the weights of the hand-made bundles, and what engine/reference.py is run on.
 
-Latent [2, 2, 2], image [1, 4, 4], context [2, 3], 5 features.
+Latent [4, 2, 2], image [1, 4, 4], context [2, 3], 5 features.
 
     denoiser   eps   = tanh(z_t W1 + context Wc + bias[t]) W2 + slope[t] * z_t + offset[t]
     decoder    image = act(act(z V1 + b1) V2 + b2)          act = tanh, or the identity if `linear`
@@ -19,8 +19,8 @@ from rlsd.engine import Job, Params
 from rlsd.engine.reference import rlsd
 
 Array = np.ndarray
-LATENT, IMAGE, CONTEXT, FEATURES, HIDDEN = (2, 2, 2), (1, 4, 4), (2, 3), 5, 12
-M, P, C, SATURATED = 8, 16, 6, 6
+LATENT, IMAGE, CONTEXT, FEATURES, HIDDEN = (4, 2, 2), (1, 4, 4), (2, 3), 5, 12
+M, P, C, SATURATED = 16, 16, 6, 6
 TIMESTEPS = 120
 OPERATORS: dict[str, tuple[tuple[int, ...], dict[str, tuple[int, ...]]]] = {
     "inpainting": (IMAGE, {"mask": IMAGE}),

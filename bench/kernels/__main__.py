@@ -1,35 +1,44 @@
 """Times every Triton kernel on the GPU beside eager PyTorch and torch.compile of its plain definition.
 
-    python -m rlsd.bench.kernels [--only TEXT]
+    python -m rlsd.bench.kernels [--only TEXT] [--minutes M] [--without-compiled]
 
 Each case first has to be right: against its definition in float64 it may err at most twice as much as the definition
 in the case's own precision. Then the three run in turn, with the second-level cache flushed before each, timed with
 CUDA events. One JSON line a case in bench/results/kernels-cuda.jsonl, with its share of the roofline: the larger of
 bytes / measured copy bandwidth and operations / measured float32 peak, over the median time.
+
+On a CPU (--device cpu --out FILE), to rehearse, plain definitions stand in for the kernels of repulsion and norm.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
+import math
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlsd.bench import measure
+from rlsd.bench.gpu.roof import Roof
+from rlsd.bench.gpu.roof import measured as measured_roof
+from rlsd.bench.gpu.timing import Clock, milliseconds, seconds
 from rlsd.bench.kernels import Case
 
 ROOMS = ("repulsion", "norm", "step")
-FLUSH_BYTES = 1 << 28  # several times any GPU's second-level cache
 SLACK = 1e-6  # of the result's size: both may be exact
 
 
 def cases() -> list[Case]:
-    """All rooms' cases."""
-    return [case for room in ROOMS for case in importlib.import_module(f"rlsd.bench.kernels.{room}").CASES]
+    """All rooms' cases, a room's turn after another's: where the time is short, each has some."""
+    rooms = [importlib.import_module(f"rlsd.bench.kernels.{room}").CASES for room in ROOMS]
+    return [case for turn in itertools.zip_longest(*rooms) for case in turn if case is not None]
 
 
 def tensors(result: Any) -> list[Tensor]:
@@ -64,54 +73,24 @@ def check(case: Case, device: torch.device) -> float:
     return worst
 
 
-def milliseconds(runs: dict[str, Callable[[], Any]], device: torch.device, rounds: int) -> dict[str, dict[str, float]]:
-    """Quartiles of each run's time, interleaved, the cache flushed before each."""
-    flush = torch.empty(FLUSH_BYTES // 4, dtype=torch.float32, device=device)
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        run()
-    for _ in range(rounds):
-        for name, run in runs.items():
-            flush.zero_()
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            run()
-            end.record()
-            end.synchronize()
-            times[name].append(start.elapsed_time(end))
-    return {name: measure.quartiles(values) for name, values in times.items()}
-
-
-def roof(device: torch.device) -> tuple[float, float]:
-    """Measured copy bandwidth in bytes/s (read and written) and float32 peak in FLOP/s."""
-    source = torch.empty(1 << 28, dtype=torch.float32, device=device)
-    target = torch.empty_like(source)
-    a = torch.randn(8192, 8192, device=device)
-    torch.backends.cuda.matmul.allow_tf32 = False
-    times = milliseconds({"copy": lambda: target.copy_(source), "product": lambda: a @ a}, device, 10)
-    return 2 * 4 * (1 << 28) / (times["copy"]["q1"] / 1e3), 2 * 8192**3 / (times["product"]["q1"] / 1e3)
-
-
-def measured(case: Case, device: torch.device, rounds: int, bandwidth: float, peak: float) -> dict[str, Any]:
+def measured(case: Case, device: torch.device, rounds: int, roof: Roof, compile_too: bool) -> dict[str, Any]:
     """One result line."""
     error = check(case, device)
     arguments = case.make(device)
-    compiled = torch.compile(case.plain, mode="max-autotune-no-cudagraphs")
-    runs = {
-        "ours": lambda: case.ours(*arguments),
-        "eager": lambda: case.plain(*arguments),
-        "compiled": lambda: compiled(*arguments),
-    }
-    times = milliseconds(runs, device, rounds)
-    least = max(case.moved / bandwidth, case.operations / peak) * 1e3
+    runs = {"ours": lambda: case.ours(*arguments), "eager": lambda: case.plain(*arguments)}
+    if compile_too:
+        compiled = torch.compile(case.plain, mode="max-autotune-no-cudagraphs")
+        runs["compiled"] = lambda: compiled(*arguments)
+    times = {name: milliseconds(values) for name, values in seconds(runs, Clock(device, flush=True), rounds).items()}
+    least = roof.seconds(case.operations, case.moved, halves=False) * 1e3
+    ours = times["ours"]["median"]
     return {
         "case": case.name,
         "ms": times,
         "error": error,
         "roofline_ms": round(least, 5),
-        "roofline_share": round(least / times["ours"]["median"], 3),
-        "speedup_eager": round(times["eager"]["median"] / times["ours"]["median"], 2),
-        "speedup_compiled": round(times["compiled"]["median"] / times["ours"]["median"], 2),
+        "roofline_share": round(least / ours, 3),
+        **{f"speedup_{name}": round(time["median"] / ours, 2) for name, time in times.items() if name != "ours"},
     }
 
 
@@ -120,28 +99,43 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="no case is begun after so many")
+    parser.add_argument("--without-compiled", action="store_true", help="torch.compile takes seconds for each case")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--out", type=Path, help="file for the JSON lines; needed with --device cpu")
     options = parser.parse_args()
-    if not torch.cuda.is_available():
+    if options.device == "cpu" and options.out is None:
+        parser.error("--device cpu writes no figures to bench/results: name a file with --out")
+    if options.device == "cuda" and not torch.cuda.is_available():
         print("rlsd.bench.kernels: no CUDA device here; these kernels are timed on an NVIDIA GPU", file=sys.stderr)
         return 2
-    device = torch.device("cuda", 0)
-    bandwidth, peak = roof(device)
+    return race(options, torch.device(options.device, 0 if options.device == "cuda" else None))
+
+
+def race(options: argparse.Namespace, device: torch.device) -> int:
+    """Times the chosen cases until the minutes are over; the exit status."""
+    end = time.monotonic() + 60 * options.minutes
+    roof = measured_roof(device, toy=device.type == "cpu")
     facts = {
-        "gpu": torch.cuda.get_device_name(device),
+        "bench": "kernels-cuda",
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else "none",
         "torch": torch.__version__,
-        "copy_gb_s": round(bandwidth / 1e9, 1),
-        "float32_tflop_s": round(peak / 1e12, 2),
+        "copy_gb_s": round(roof.copy / 1e9, 1),
+        "float32_tflop_s": round(roof.single / 1e12, 2),
     }
-    failed = 0
-    for case in cases():
-        if options.only not in case.name:
+    failed, late = 0, []
+    for case in (case for case in cases() if options.only in case.name):
+        if time.monotonic() > end:
+            late.append(case.name)
             continue
         try:
-            line = measured(case, device, options.rounds, bandwidth, peak)
+            line = measured(case, device, options.rounds, roof, not options.without_compiled)
         except AssertionError as error:
             line, failed = {"case": case.name, "wrong": str(error)}, failed + 1
         print(line, flush=True)
-        measure.record("kernels-cuda", [{**line, **facts}])
+        measure.record("kernels-cuda", [{**line, **facts}], options.out)
+    if late:
+        print(f"no time was left for {len(late)} cases: {', '.join(late)}")
     return 1 if failed else 0
 
 

@@ -25,12 +25,12 @@ def _make(jobs: int, N: int, D: int) -> Callable[[torch.device], tuple[Any, ...]
     return make
 
 
-def _moved(jobs: int, N: int, D: int) -> int:
+def moved(jobs: int, N: int, D: int) -> int:
     """phi read, R and h written."""
     return 4 * jobs * N * (2 * D + 1)
 
 
-def _operations(jobs: int, N: int, D: int) -> int:
+def operations(jobs: int, N: int, D: int) -> int:
     """A pair and value: subtract, square, add, once for both orders; subtract, multiply, add for each order."""
     return jobs * N * (N - 1) * D * 9 // 2
 
@@ -39,7 +39,7 @@ def _case(N: int, D: int, jobs: int = 1) -> Case:
     many = f"{jobs} x " if jobs > 1 else ""
     sizes = jobs, N, D
     name = f"repulsion {many}N={N} D={D}"
-    return Case(name, _make(*sizes), repulsion, naive.repulsion, _moved(*sizes), _operations(*sizes))
+    return Case(name, _make(*sizes), repulsion, naive.repulsion, moved(*sizes), operations(*sizes))
 
 
 CASES: list[Case] = [

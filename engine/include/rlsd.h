@@ -16,6 +16,9 @@
  * Ownership   Only handles belong to the library. Every buffer belongs to the caller.
  *             Inputs are copied before a call returns; a job's output buffers must
  *             stay valid until that job is done (or is released, or its engine closed).
+ *             On a GPU, y, params, context, out and out_latents of a request may each be
+ *             memory of the host or of the engine's device. Device inputs may come from
+ *             work that is still queued: the call waits for the whole device.
  * Threads     One engine is used by one thread at a time; different engines may run
  *             in parallel. Only rlsd_cancel may be called from any thread.
  * Errors      Every call returns RLSD_OK (0) or a positive rlsd_status, and leaves one
@@ -58,7 +61,8 @@ typedef enum rlsd_status {
     RLSD_OUT_OF_MEMORY = 5,
     RLSD_NON_FINITE = 6,        /* a latent, image or gradient became NaN or infinite   */
     RLSD_CANCELLED = 7,
-    RLSD_INTERNAL = 8           /* a fault of ours: please report it                    */
+    RLSD_INTERNAL = 8,          /* a fault of ours: please report it                    */
+    RLSD_NO_DEVICE = 9          /* no usable NVIDIA driver, or no such GPU              */
 } rlsd_status;
 
 /* The message of this thread's last failed call, "" if none failed. Never NULL; valid
@@ -89,7 +93,9 @@ typedef struct rlsd_engine_options {
     size_t size;
     const char *onnxruntime;   /* path of libonnxruntime; NULL: $RLSD_ONNXRUNTIME, then
                                   the loader's default search                          */
-    const char *device;        /* "cpu" (NULL means the same)                          */
+    const char *device;        /* "cpu", or "cuda:0" and so on for a GPU, which needs a
+                                  bundle exported for CUDA and onnxruntime-gpu; NULL:
+                                  "cpu" or "cuda:0", as the bundle was exported for    */
     int32_t threads;           /* worker threads; 0: one per processor                 */
     int32_t max_particles;     /* particles in flight at once, over all jobs; 0: 256. A
                                   larger single job runs alone                         */
@@ -250,6 +256,10 @@ typedef struct rlsd_stats {
     double elementwise;/* seconds in noise, Adam, checks                             */
     double idle;       /* seconds that workers waited for each other                 */
     double wall;       /* seconds inside rlsd_tick, not summed over threads          */
+    int64_t launches;         /* on a GPU: kernels and graphs that the engine launched */
+    int64_t synchronisations; /*   times that it waited for the device                 */
+    int64_t redone;           /*   particle-steps done again with a smaller scale of
+                                   the cotangents, since a half had overflowed         */
 } rlsd_stats;
 
 /* stats->size must be set (sizeof *stats). */

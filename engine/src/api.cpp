@@ -114,8 +114,6 @@ rlsd_status rlsd_engine_open(const char *bundle, const rlsd_engine_options *opti
         *out = nullptr;
         require(bundle != nullptr, "bundle is NULL");
         const auto given = taken(options, empty<rlsd_engine_options>(), "options");
-        require(given.device == nullptr || std::strcmp(given.device, "cpu") == 0, "device is '",
-                given.device == nullptr ? "" : given.device, "', allowed is cpu");
         require(given.threads >= 0 && given.threads <= 1024, "threads is ", given.threads, ", allowed is 0 to 1024");
         require(given.max_particles >= 0, "max_particles is ", given.max_particles, ", allowed is 0 or more");
         *out = new rlsd_engine{{bundle, given}};

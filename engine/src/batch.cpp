@@ -18,6 +18,12 @@ void Times::add(const Times &o) {
     denoiser_runs += o.denoiser_runs, decoder_runs += o.decoder_runs, decoder_pull_runs += o.decoder_pull_runs;
 }
 
+void Times::give(rlsd_stats &out) const {
+    out.denoiser_runs = denoiser_runs, out.decoder_runs = decoder_runs, out.decoder_pull_runs = decoder_pull_runs;
+    out.denoiser = denoiser, out.decoder = decoder, out.decoder_pull = decoder_pull, out.features = features;
+    out.operators = operators, out.repulsion = repulsion, out.elementwise = elementwise;
+}
+
 Batch::Batch(Bundle &bundle, const OperatorInfo &op, std::int64_t size)
     : bundle_(bundle), op_(op), size_(size), latent_(static_cast<std::size_t>(count_of(bundle.manifest().latent))),
       image_(static_cast<std::size_t>(count_of(bundle.manifest().image))), t_(static_cast<std::size_t>(size), 0) {

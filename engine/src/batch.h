@@ -20,6 +20,7 @@ struct Times {
 
     void add(const Times &other);
     double graphs() const { return denoiser + decoder + decoder_pull + features + operators; }
+    void give(rlsd_stats &out) const;
     double busy() const { return graphs() + repulsion + elementwise; }
 };
 

@@ -46,7 +46,8 @@ Bytes read_file(const std::string &folder, const std::string &name, std::uint64_
     return bytes;
 }
 
-Bundle::Bundle(const std::string &folder, std::shared_ptr<const ort::Runtime> runtime) : runtime_(std::move(runtime)) {
+Bundle::Bundle(const std::string &folder, std::shared_ptr<const ort::Runtime> runtime)
+    : folder_(folder), runtime_(std::move(runtime)) {
     const Bytes lines = read_file(folder, "manifest.txt", largest_manifest);
     manifest_ = parse_manifest({reinterpret_cast<const char *>(lines.data()), lines.size()});
     for (const auto &[name, facts] : manifest_.files) {
@@ -62,18 +63,30 @@ Bundle::Bundle(const std::string &folder, std::shared_ptr<const ort::Runtime> ru
     if (!manifest_.context.empty()) null_context_ = array<float>(manifest_.null_context, context_size);
     for (const auto &[name, file] : manifest_.contexts) array<float>(file, context_size);  // only checked here
     find_batches();
+}
+
+void Bundle::open_sessions() {
     for (const auto &[graph, by_batch] : manifest_.graphs)
         if (graph.rfind("operator.", 0) != 0 && graph != "encoder")
             for (const std::int64_t batch : batches_) session(graph, batch);
 }
 
-template <class T> std::vector<T> Bundle::array(const std::string &file, std::size_t count) {
+void Bundle::close_sessions(std::int64_t batch) {
+    const std::lock_guard lock(mutex_);
+    std::erase_if(sessions_, [batch](const auto &made) { return made.first.second == batch; });
+}
+
+const Bytes &Bundle::bytes(const std::string &file) const {
     const auto found = files_.find(file);
     if (found == files_.end()) bad(file, "is named but has no 'file' line");
-    if (found->second.size() != count * sizeof(T))
-        bad(file, text("has ", found->second.size(), " bytes, ", count * sizeof(T), " are needed"));
+    return found->second;
+}
+
+template <class T> std::vector<T> Bundle::array(const std::string &file, std::size_t count) {
+    const Bytes &raw = bytes(file);
+    if (raw.size() != count * sizeof(T)) bad(file, text("has ", raw.size(), " bytes, ", count * sizeof(T), " are needed"));
     std::vector<T> values(count);
-    std::memcpy(values.data(), found->second.data(), count * sizeof(T));
+    std::memcpy(values.data(), raw.data(), raw.size());
     for (const T value : values)
         if (!std::isfinite(value)) bad(file, "has a value that is not finite");
     return values;
@@ -100,21 +113,32 @@ const OperatorInfo *Bundle::find_operator(const std::string &name) const {
     return nullptr;
 }
 
+// With a graph that ONNX Runtime cannot record as a CUDA graph (a node of it has no CUDA kernel), without recording.
+std::unique_ptr<const ort::Session> Bundle::made_session(const Bytes &model, std::span<const ort::ExternalFile> external,
+                                                         const std::string &graph) {
+    if (placement_ == nullptr || !placement_->graphs || !placement_->provider)
+        return std::make_unique<const ort::Session>(runtime_, model, external, placement_);
+    try {
+        return std::make_unique<const ort::Session>(runtime_, model, external, placement_);
+    } catch (const ort::OrtError &error) {
+        if (std::string(error.what()).find("graph capture") == std::string::npos) throw;
+        ort::Placement plain = *placement_;
+        plain.graphs = false;
+        not_recorded_.insert(graph);
+        return std::make_unique<const ort::Session>(runtime_, model, external, &plain);
+    }
+}
+
 const ort::Session &Bundle::session(const std::string &graph, std::int64_t batch) {
     const std::lock_guard lock(mutex_);
     auto &made = sessions_[{graph, batch}];
     if (made != nullptr) return *made;
     const std::string &file = manifest_.graphs.at(graph).at(batch);
-    const auto model = files_.find(file);
-    if (model == files_.end()) bad(file, "is named but has no 'file' line");
+    const Bytes &model = bytes(file);
     std::vector<ort::ExternalFile> external;
-    if (!manifest_.weights.empty()) {
-        const auto weights = files_.find(manifest_.weights);
-        if (weights == files_.end()) bad(manifest_.weights, "is named but has no 'file' line");
-        external.push_back({manifest_.weights, weights->second});
-    }
+    if (!manifest_.weights.empty()) external.push_back({manifest_.weights, bytes(manifest_.weights)});
     try {
-        auto fresh = std::make_unique<const ort::Session>(runtime_, model->second, external);
+        auto fresh = made_session(model, external, graph);
         check_contract(manifest_, graph, batch, *fresh);
         made = std::move(fresh);
     } catch (const ort::OrtError &error) {

@@ -21,9 +21,11 @@ std::map<std::string, Shape> with_params(const OperatorInfo &op, std::map<std::s
 Wanted wanted(const Manifest &m, const std::string &graph) {
     if (graph == "denoiser") {
         Wanted w{{{"z_t", m.latent}, {"t", {}}}, {{"eps", m.latent}}};
-        if (!m.context.empty()) w.inputs["context"] = m.context;
+        if (m.graphs.count("context") != 0) w.more_inputs = true;  // keys and values, which that graph gives
+        else if (!m.context.empty()) w.inputs["context"] = m.context;
         return w;
     }
+    if (graph == "context") return {{{"context", m.context}}, {}, false, true};
     if (graph == "decoder") return {{{"z", m.latent}}, {{"image", m.image}}, false, true};
     if (graph == "encoder") return {{{"image", m.image}}, {{"z", m.latent}}};
     if (graph == "decoder_pull") return {{{"cotangent", m.image}, {"z", m.latent}}, {{"z_cotangent", m.latent}}, true};
@@ -39,10 +41,15 @@ Wanted wanted(const Manifest &m, const std::string &graph) {
     throw Error(RLSD_BAD_BUNDLE, text("graph '", graph, "' is not known to this engine"));
 }
 
-void check_one(const std::string &graph, std::int64_t batch, const ort::TensorInfo &found, const Shape &per_sample) {
+// The networks of a bundle for CUDA compute in halves, forward operators never.
+bool in_halves(const Manifest &m, const std::string &graph) { return m.for_cuda() && !graph.starts_with("operator."); }
+
+void check_one(const Manifest &m, const std::string &graph, std::int64_t batch, const ort::TensorInfo &found,
+               const Shape &per_sample) {
     Shape shape{batch};
     shape.insert(shape.end(), per_sample.begin(), per_sample.end());
-    const auto type = found.name == "t" ? ort::Type::int64 : ort::Type::float32;
+    const auto real = in_halves(m, graph) ? ort::Type::float16 : ort::Type::float32;
+    const auto type = found.name == "t" ? ort::Type::int64 : real;
     if (found.type != type || found.shape != shape)
         throw Error(RLSD_BAD_BUNDLE, text("graph '", graph, "': '", found.name, "' is ", ort::type_name(found.type), " ",
                                           shape_text(found.shape), ", ", ort::type_name(type), " ", shape_text(shape),
@@ -57,10 +64,12 @@ void check_contract(const Manifest &manifest, const std::string &graph, std::int
                                bool more) {
         for (const auto &tensor : found) {
             const auto it = known.find(tensor.name);
-            if (it != known.end()) check_one(graph, batch, tensor, it->second);
+            if (it != known.end()) check_one(manifest, graph, batch, tensor, it->second);
             else if (!more) throw Error(RLSD_BAD_BUNDLE, text("graph '", graph, "': '", tensor.name, "' is not known"));
-            else if (tensor.type != ort::Type::float32 || tensor.count() == 0)
-                throw Error(RLSD_BAD_BUNDLE, text("graph '", graph, "': '", tensor.name, "' must be float32 of fixed shape"));
+            else if ((tensor.type != ort::Type::float32 && !(tensor.type == ort::Type::float16 && in_halves(manifest, graph))) ||
+                     tensor.count() == 0)
+                throw Error(RLSD_BAD_BUNDLE, text("graph '", graph, "': '", tensor.name, "' must be ",
+                                                  in_halves(manifest, graph) ? "float16 or " : "", "float32 of fixed shape"));
         }
     };
     check_all(session.inputs(), want.inputs, want.more_inputs);

@@ -1,14 +1,9 @@
-// The scheduler: admits jobs, packs their particles into batches, and runs one tick after another.
+// The scheduler: admits jobs, has a backend run one tick after another, and ends what is done.
 #pragma once
 
-#include "batch.h"
-#include "workers.h"
+#include "backend.h"
 
-#include <atomic>
 #include <deque>
-#include <list>
-#include <memory>
-#include <string>
 
 namespace rlsd {
 
@@ -31,31 +26,21 @@ class Engine {
   private:
     void describe();
     void admit();
-    void pack();
-    void pack_operator(const OperatorInfo &op, std::vector<Lane> lanes);
-    void use(const OperatorInfo &op, std::int64_t size, std::vector<Lane> lanes);
-    void each(const std::vector<Batch *> &batches, void (Batch::*stage)());
-    void repel();
-    void collect();
     void conclude();
     void drop_all(rlsd_status why, const char *message);
     bool report(double start, std::int64_t before) const;
 
     rlsd_engine_options options_;
     std::unique_ptr<Bundle> bundle_;
-    Workers workers_;
+    std::atomic<bool> cancelled_{false};
+    std::unique_ptr<Backend> backend_;
     std::string description_;
     std::deque<std::shared_ptr<Job>> queue_;
-    std::vector<std::shared_ptr<Job>> active_;
-    std::list<Batch> batches_;          // every batch ever made; `used_` are those of this packing
-    std::vector<Batch *> used_, early_, late_;
-    std::vector<RepulsionScratch> scratch_;
-    bool changed_ = false;              // the set of active particles: pack again
-    std::atomic<bool> cancelled_{false};
-    Times times_;
-    double wall_ = 0, idle_ = 0, parallel_ = 0;
+    Jobs active_;
+    bool changed_ = false;          // the set of active particles: pack again
+    double wall_ = 0;
     std::int64_t ticks_ = 0, particle_steps_ = 0, jobs_done_ = 0;
-    rlsd_status failed_ = RLSD_OK;      // of the tick
+    rlsd_status failed_ = RLSD_OK;  // of the tick
     std::string failure_;
 };
 

@@ -1,6 +1,6 @@
 // rlsd_evaluate: one graph of the bundle on any number of samples.
-#include "engine.h"
 #include "error.h"
+#include "host.h"
 
 #include <algorithm>
 #include <cstring>
@@ -10,9 +10,10 @@ namespace {
 
 std::size_t width(int dtype) { return dtype == RLSD_INT64 ? 8 : 4; }
 
-// The caller's tensor of that name, checked against what the graph wants for `count` samples.
-const rlsd_tensor *find(std::span<const rlsd_tensor> tensors, const ort::TensorInfo &info, std::int64_t batch,
-                        std::int64_t count, const std::string &graph) {
+}  // namespace
+
+const rlsd_tensor *find_tensor(std::span<const rlsd_tensor> tensors, const ort::TensorInfo &info, std::int64_t batch,
+                               std::int64_t count, const std::string &graph) {
     const auto named = [&](const rlsd_tensor &t) { return t.name != nullptr && info.name == t.name; };
     const auto found = std::find_if(tensors.begin(), tensors.end(), named);
     if (found == tensors.end()) return nullptr;
@@ -25,6 +26,28 @@ const rlsd_tensor *find(std::span<const rlsd_tensor> tensors, const ort::TensorI
             " elements, ", wanted, " are needed for ", count, " samples");
     return &*found;
 }
+
+std::int64_t batch_for(const Bundle &bundle, std::int64_t count) {
+    const auto &batches = bundle.batches();
+    const auto enough = std::find_if(batches.begin(), batches.end(), [&](std::int64_t b) { return b >= count; });
+    return enough == batches.end() ? batches.back() : *enough;
+}
+
+void check_names(const std::string &graph, const ort::Session &session, std::span<const rlsd_tensor> inputs,
+                 std::span<const rlsd_tensor> outputs) {
+    const auto among = [](std::span<const rlsd_tensor> given, const std::string &name) {
+        return std::any_of(given.begin(), given.end(), [&](const rlsd_tensor &t) { return t.name != nullptr && name == t.name; });
+    };
+    for (const auto &info : session.inputs())
+        require(among(inputs, info.name), "graph '", graph, "' needs input '", info.name, "'");
+    for (const rlsd_tensor &output : outputs) {
+        const auto same = [&](const ort::TensorInfo &info) { return output.name != nullptr && info.name == output.name; };
+        require(std::any_of(session.outputs().begin(), session.outputs().end(), same), "graph '", graph,
+                "' has no output '", output.name == nullptr ? "" : output.name, "'");
+    }
+}
+
+namespace {
 
 struct Side {
     std::vector<std::vector<std::int64_t>> memory;  // int64 for its alignment; holds either type
@@ -40,7 +63,7 @@ Side make_side(const Bundle &bundle, const std::vector<ort::TensorInfo> &infos, 
         auto &memory = side.memory.emplace_back(info.count());
         side.values.emplace_back(bundle.runtime(), memory.data(), info.count() * (info.type == ort::Type::int64 ? 8 : 4),
                                  info.shape, info.type);
-        side.callers.push_back(find(tensors, info, batch, count, graph));
+        side.callers.push_back(find_tensor(tensors, info, batch, count, graph));
         side.names.push_back(info.name.c_str());
     }
     return side;
@@ -48,22 +71,13 @@ Side make_side(const Bundle &bundle, const std::vector<ort::TensorInfo> &infos, 
 
 }  // namespace
 
-void Engine::evaluate(const std::string &graph, std::int64_t count, std::span<const rlsd_tensor> inputs,
-                      std::span<const rlsd_tensor> outputs) {
-    require(bundle_->has(graph), "graph '", graph, "' is not in bundle '", bundle_->manifest().name, "'");
-    require(count >= 1 && count <= 1 << 24, "count is ", count, ", allowed is 1 to ", 1 << 24);
-    const auto &batches = bundle_->batches();
-    const auto enough = std::find_if(batches.begin(), batches.end(), [&](std::int64_t b) { return b >= count; });
-    const std::int64_t batch = enough == batches.end() ? batches.back() : *enough;
-    const ort::Session &session = bundle_->session(graph, batch);
-    Side in = make_side(*bundle_, session.inputs(), inputs, batch, count, graph);
-    Side out = make_side(*bundle_, session.outputs(), outputs, batch, count, graph);
-    for (std::size_t i = 0; i < in.callers.size(); ++i)
-        require(in.callers[i] != nullptr, "graph '", graph, "' needs input '", in.names[i], "'");
-    for (const rlsd_tensor &output : outputs)
-        require(output.name != nullptr && std::any_of(out.names.begin(), out.names.end(),
-                                                      [&](const char *name) { return std::strcmp(name, output.name) == 0; }),
-                "graph '", graph, "' has no output '", output.name == nullptr ? "" : output.name, "'");
+void Host::evaluate(const std::string &graph, std::int64_t count, std::span<const rlsd_tensor> inputs,
+                    std::span<const rlsd_tensor> outputs) {
+    const std::int64_t batch = batch_for(bundle_, count);
+    const ort::Session &session = bundle_.session(graph, batch);
+    check_names(graph, session, inputs, outputs);
+    Side in = make_side(bundle_, session.inputs(), inputs, batch, count, graph);
+    Side out = make_side(bundle_, session.outputs(), outputs, batch, count, graph);
     std::vector<const ort::OrtValue *> from;
     std::vector<ort::OrtValue *> to;
     for (const auto &value : in.values) from.push_back(value.get());

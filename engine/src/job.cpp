@@ -20,11 +20,13 @@ void require_count(std::size_t count, std::int64_t wanted, const char *what) {
 }
 
 // Reads a caller's array into `into`, checked.
-void take(const float *data, std::size_t count, std::int64_t wanted, const std::string &what, std::vector<float> &into) {
+void take(const Memory &memory, const float *data, std::size_t count, std::int64_t wanted, const std::string &what,
+          std::vector<float> &into) {
     require(data != nullptr, what, " is NULL");
     require_count(count, wanted, what.c_str());
-    require_finite(data, count, what.c_str());
-    into.assign(data, data + count);
+    into.resize(count);
+    memory.read(into.data(), data, count * sizeof(float));
+    require_finite(into.data(), count, what.c_str());
 }
 
 void in_range(double value, double low, double high, const char *what) {
@@ -63,8 +65,8 @@ void Variable::allocate(std::size_t particles, std::size_t each) {
     v.assign(particles * each, 0);
 }
 
-Job::Job(Bundle &from, const rlsd_params &p, const rlsd_request &r)
-    : bundle(&from), params(p), op(nullptr), particles(r.particles), seed(r.seed), item(r.item), out(r.out),
+Job::Job(Bundle &from, const Memory &buffers, const rlsd_params &p, const rlsd_request &r)
+    : bundle(&from), memory(&buffers), params(p), op(nullptr), particles(r.particles), seed(r.seed), item(r.item), out(r.out),
       out_latents(r.out_latents) {
     const Manifest &m = from.manifest();
     require(r.op != nullptr, "op is NULL");
@@ -76,7 +78,7 @@ Job::Job(Bundle &from, const rlsd_params &p, const rlsd_request &r)
     }
     check_params(from, p, r);
     require(r.params != nullptr || r.param_count == 0, "params is NULL, but param_count is ", r.param_count);
-    take(r.y, r.y_count, count_of(op->measurement), "y", y);
+    take(*memory, r.y, r.y_count, count_of(op->measurement), "y", y);
     require(r.param_count == op->params.size(), "operator '", op->name, "' takes ", op->params.size(), " parameters, not ",
             r.param_count);
     for (const auto &[name, shape] : op->params) {
@@ -85,12 +87,12 @@ Job::Job(Bundle &from, const rlsd_params &p, const rlsd_request &r)
         require(found != r.params + r.param_count, "operator '", op->name, "' needs parameter '", name, "'");
         require(found->dtype == RLSD_FLOAT32, "parameter '", name, "' has dtype ", found->dtype, ", allowed is 1 (float32)");
         op_params.emplace_back();
-        take(static_cast<const float *>(found->data), found->count, count_of(shape), text("parameter '", name, "'"),
-             op_params.back());
+        take(*memory, static_cast<const float *>(found->data), found->count, count_of(shape),
+             text("parameter '", name, "'"), op_params.back());
     }
     if (r.context != nullptr) {
         require(!m.context.empty(), "bundle '", m.name, "' takes no context");
-        take(r.context, r.context_count, count_of(m.context), "context", context);
+        take(*memory, r.context, r.context_count, count_of(m.context), "context", context);
     } else {
         context = from.null_context();
     }
@@ -99,11 +101,22 @@ Job::Job(Bundle &from, const rlsd_params &p, const rlsd_request &r)
     if (out_latents != nullptr) require_count(r.out_latents_count, particles * count_of(m.latent), "out_latents");
     feature_repulsion = p.repulsion != RLSD_REPULSION_LATENT && from.has("features");
     repulsion_dim = feature_repulsion ? m.feature_dim : count_of(m.latent);
-    std::memset(out, 0, r.out_count * sizeof(float));
-    if (out_latents != nullptr) std::memset(out_latents, 0, r.out_latents_count * sizeof(float));
+    clear_outputs();
 }
 
-void Job::start() {
+void Job::clear_outputs() {
+    const Manifest &m = bundle->manifest();
+    const auto bytes = [this](const Shape &each) { return static_cast<std::size_t>(particles * count_of(each)) * sizeof(float); };
+    memory->clear(out, bytes(m.image));
+    if (out_latents != nullptr) memory->clear(out_latents, bytes(m.latent));
+}
+
+void Job::begin() {
+    state = RLSD_ACTIVE;
+    set_step();
+}
+
+void Job::draw() {
     const Manifest &m = bundle->manifest();
     const auto n = static_cast<std::size_t>(particles);
     z.allocate(n, static_cast<std::size_t>(count_of(m.latent)));
@@ -116,19 +129,16 @@ void Job::start() {
         normal(seed, item, static_cast<std::uint32_t>(i), stream_initial_z, z.of(i), z.size);
         if (augmented()) normal(seed, item, static_cast<std::uint32_t>(i), stream_initial_x, x.of(i), x.size);
     }
-    state = RLSD_ACTIVE;
-    set_step();
 }
 
-void Job::set_step() {
-    if (!stepping()) return;
+Step Job::at(std::int32_t k) const {
     const std::int64_t total = bundle->manifest().timesteps, ratio = total / params.steps;
-    const std::int64_t t = std::min((params.steps - 1 - step) * ratio + bundle->manifest().steps_offset, total - 1);
+    const std::int64_t t = std::min((params.steps - 1 - k) * ratio + bundle->manifest().steps_offset, total - 1);
     const double abar = bundle->abar()[static_cast<std::size_t>(t)];
-    const double score = params.lambda * std::sqrt((1 - abar) / abar) / double(z.size);
-    const bool repels = params.gamma > 0 && particles > 1 && step < params.repulsion_until * steps();
-    now = {t, static_cast<float>(std::sqrt(abar)), static_cast<float>(std::sqrt(1 - abar)), static_cast<float>(score),
-           repels ? static_cast<float>(score * params.gamma * std::sqrt(1 - abar)) : 0.0f};
+    const double score = params.lambda * std::sqrt((1 - abar) / abar) / double(count_of(bundle->manifest().latent));
+    const bool repels = params.gamma > 0 && particles > 1 && k < params.repulsion_until * steps();
+    return {t, static_cast<float>(std::sqrt(abar)), static_cast<float>(std::sqrt(1 - abar)), static_cast<float>(score),
+            repels ? static_cast<float>(score * params.gamma * std::sqrt(1 - abar)) : 0.0f};
 }
 
 Adam Job::adam(double rate, std::int32_t n) const {
@@ -152,10 +162,7 @@ void Job::mark_broken(std::int64_t particle) {
 
 void Job::fail(rlsd_status why, const std::string &what) {
     if (done()) return;
-    const auto count = static_cast<std::size_t>(particles);
-    std::memset(out, 0, count * static_cast<std::size_t>(count_of(bundle->manifest().image)) * sizeof(float));
-    if (out_latents != nullptr)
-        std::memset(out_latents, 0, count * static_cast<std::size_t>(count_of(bundle->manifest().latent)) * sizeof(float));
+    clear_outputs();
     status = why;
     message = what;
     finish();

@@ -7,6 +7,7 @@
 #include "repulsion.h"
 
 #include <atomic>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -29,8 +30,16 @@ struct Step {
     float repulsion;           // score * gamma * sqrt(1 - abar), 0 when repulsion is off
 };
 
+// Access to a caller's buffers, which on a GPU's engine may be memory of the device.
+struct Memory {
+    virtual ~Memory() = default;
+    virtual void read(void *to, const void *from, std::size_t bytes) const { std::memcpy(to, from, bytes); }
+    virtual void clear(void *at, std::size_t bytes) const { std::memset(at, 0, bytes); }
+};
+
 struct Job {
-    Job(Bundle &bundle, const rlsd_params &params, const rlsd_request &request);
+    // memory must outlive it.
+    Job(Bundle &bundle, const Memory &memory, const rlsd_params &params, const rlsd_request &request);
 
     bool augmented() const { return params.variant == RLSD_AUGMENTED; }
     std::int32_t steps() const { return params.steps - 1; }
@@ -39,16 +48,20 @@ struct Job {
     bool in_features() const { return feature_repulsion; }
     bool done() const { return state == RLSD_DONE; }
 
-    void start();                       // allocates and draws the initial particles
-    void set_step();                    // computes `now` for step `step`
+    void begin();                       // becomes active, at its first step
+    void draw();                        // allocates its state here and draws the initial particles
+    Step at(std::int32_t k) const;      // the coefficients of step k
+    void set_step() { now = at(step); }
     Adam adam(double rate, std::int32_t n) const;
     Crowd crowd() const;
     void mark_broken(std::int64_t particle);  // from any worker
     void fail(rlsd_status why, const std::string &message);
+    void clear_outputs();
     void finish();                      // the outputs are written: frees the state
     std::int64_t steps_left() const { return done() ? 0 : std::int64_t(particles) * (steps() - step); }
 
     const Bundle *bundle;
+    const Memory *memory;
     rlsd_params params;
     const OperatorInfo *op;
     std::vector<float> y, context;      // context is empty where the bundle takes none
@@ -68,6 +81,7 @@ struct Job {
     std::string message;
     Step now{};
     double started = 0, seconds = 0;
+    bool again = false;                 // this step did not count: the next tick does it again
     bool dropped = false;               // its handle was released before it was done
     std::atomic<std::int64_t> broken{-1};  // the first particle that became non-finite in this tick
 };

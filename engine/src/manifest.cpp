@@ -116,6 +116,36 @@ void read_operator_param(Manifest &m, const Words &w, std::size_t line) {
     op.params.emplace_back(plain_name(w[2], line), shape_from(w, 3, line));
 }
 
+// kernel NAME ARCH FILE ENTRY WARPS SHARED name:type ... CONSTANT=value ...
+void read_kernel(Manifest &m, const Words &w, std::size_t line) {
+    if (w.size() < 9) bad(line, "'kernel' takes a name, an architecture, a file, an entry, warps, bytes and arguments");
+    KernelInfo kernel;
+    kernel.name = plain_name(w[1], line), kernel.file = plain_name(w[3], line), kernel.entry = plain_name(w[4], line);
+    kernel.arch = integer(w[2], line, 10, 9999);
+    kernel.warps = integer(w[5], line, 1, 32);
+    kernel.shared = integer(w[6], line, 0, 1 << 20);
+    for (std::size_t i = 7; i < w.size(); ++i) {
+        const std::size_t colon = w[i].find(':'), equal = w[i].find('=');
+        if (colon != std::string::npos) kernel.arguments.emplace_back(w[i].substr(0, colon), w[i].substr(colon + 1));
+        else if (equal != std::string::npos)
+            kernel.constants[w[i].substr(0, equal)] = integer(w[i].substr(equal + 1), line, -largest, largest);
+        else bad(line, text("'", w[i].substr(0, 64), "' is neither name:type nor NAME=value"));
+    }
+    for (const auto &other : m.kernels)
+        if (other.name == kernel.name && other.arch == kernel.arch) bad(line, text("kernel '", w[1], "' stands twice"));
+    m.kernels.push_back(std::move(kernel));
+}
+
+void read_scale(Manifest &m, const Words &w, std::size_t line) {
+    exactly(w, 3, line);
+    double value = 0;
+    const auto [end, error] = std::from_chars(w[2].data(), w[2].data() + w[2].size(), value);
+    if (error != std::errc() || end != w[2].data() + w[2].size() || !(value > 0 && value < 1e30))
+        bad(line, text("'", w[2].substr(0, 64), "' is not a positive number"));
+    if (!m.cotangent_scales.emplace(plain_name(w[1], line), value).second)
+        bad(line, text("the scale of '", w[1], "' stands twice"));
+}
+
 void read_file(Manifest &m, const Words &w, std::size_t line) {
     exactly(w, 4, line);
     const auto hex = [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); };
@@ -131,10 +161,12 @@ const std::map<std::string, Rule> &rules() {
         {"target",
          [](Manifest &m, const Words &w, std::size_t line) {
              one(&Manifest::target)(m, w, line);
-             if (m.target != "cpu")  // at once: what follows may be lines that only other targets have
-                 throw Error(RLSD_BAD_BUNDLE,
-                             text("the bundle is for target '", m.target, "'; this engine runs target 'cpu'"));
+             if (m.target != "cpu" && m.target != "cuda")  // at once: others may have lines of their own
+                 throw Error(RLSD_BAD_BUNDLE, text("the bundle is for target '", m.target,
+                                                   "'; this engine runs targets 'cpu' and 'cuda'"));
          }},
+        {"kernel", read_kernel},
+        {"cotangent_scale", read_scale},
         {"precision", one(&Manifest::precision)},
         {"latent", shape(&Manifest::latent)},
         {"image", shape(&Manifest::image)},
@@ -172,6 +204,10 @@ void check_whole(const Manifest &m) {
     need(m.context.empty() == m.null_context.empty(), m.context.empty() ? "context" : "null_context");
     for (const char *graph : {"denoiser", "decoder", "decoder_pull"}) need(m.graphs.count(graph) != 0, graph);
     need(!m.target.empty(), "target");
+    if (m.for_cuda()) {
+        need(m.cotangent_scales.count("decoder") != 0, "cotangent_scale decoder");
+        need(m.graphs.count("features") == m.cotangent_scales.count("features"), "cotangent_scale features");
+    }
 }
 
 }  // namespace
@@ -207,6 +243,7 @@ Manifest parse_manifest(std::string_view content) {
             if (line.substr(4) != digest) bad(number, "the manifest was altered: its SHA-256 differs");
             if (end + 1 != content.size()) bad(number, "something stands behind the end");
             check_whole(m);
+            m.digest = digest;
             return m;
         } else if (!line.starts_with("check") && !line.starts_with("info")) {
             const Words words = split(line, number);

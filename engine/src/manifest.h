@@ -25,6 +25,14 @@ struct FileInfo {
     std::string sha256;
 };
 
+// A compiled kernel and what a launch needs to know; see kernels/aot.py.
+struct KernelInfo {
+    std::string name, file, entry;
+    std::int64_t arch = 0, warps = 0, shared = 0;
+    std::vector<std::pair<std::string, std::string>> arguments;  // name, Triton type; the last two are scratch pointers
+    std::map<std::string, std::int64_t> constants;
+};
+
 struct Manifest {
     std::vector<std::string> lines;  // as they stand, without the last
     std::string name, target, precision;
@@ -34,7 +42,12 @@ struct Manifest {
     std::map<std::string, std::string> contexts;               // name -> file
     std::map<std::string, std::map<std::int64_t, std::string>> graphs;  // name -> batch -> file
     std::vector<OperatorInfo> operators;
+    std::vector<KernelInfo> kernels;                   // of bundles for CUDA
+    std::map<std::string, double> cotangent_scales;    // decoder, features: what their pull-backs expect
     std::map<std::string, FileInfo> files;
+    std::string digest;  // that ends it
+
+    bool for_cuda() const { return target == "cuda"; }
 };
 
 // Throws Error(RLSD_BAD_BUNDLE) with one sentence naming line and fault.

@@ -14,6 +14,7 @@ namespace {
 constexpr int log_errors = 3;           // ORT_LOGGING_LEVEL_ERROR: its warnings are no news to users
 constexpr int sequential_execution = 0; // ORT_SEQUENTIAL
 constexpr int all_optimizations = 99;   // ORT_ENABLE_ALL
+constexpr int no_optimizations = 0;     // ORT_DISABLE_ALL
 constexpr int device_allocator = 0;     // OrtDeviceAllocator
 constexpr int default_memory = 0;       // OrtMemTypeDefault
 constexpr const char *nowhere = "/dev/null/rlsd";  // cannot exist
@@ -57,7 +58,39 @@ const OrtApi *api_table(const OrtApiBase *base) {
     return table;
 }
 
-Owned<OrtSessionOptions> session_options(const Runtime &runtime, std::span<const ExternalFile> external) {
+void append_cuda(const Api &api, OrtSessionOptions *options, const Placement &placement) {
+    constexpr const char *doing = "cannot use ONNX Runtime's CUDA provider (is onnxruntime-gpu installed?)";
+    OrtCudaOptions *raw = nullptr;
+    api.check(api.create_cuda_options(&raw), doing);
+    const Owned<OrtCudaOptions> owner(raw, api.release_cuda_options);
+    const std::string ordinal = std::to_string(placement.ordinal);
+    const std::string stream = std::to_string(reinterpret_cast<std::uintptr_t>(placement.stream));
+    const std::pair<const char *, const char *> settings[] = {
+        {"device_id", ordinal.c_str()},
+        {"user_compute_stream", stream.c_str()},
+        {"enable_cuda_graph", placement.graphs ? "1" : "0"},
+        {"arena_extend_strategy", "kSameAsRequested"},  // doubling would waste the memory of particles
+        {"cudnn_conv_algo_search", "EXHAUSTIVE"},       // shapes are fixed: once a graph
+        {"cudnn_conv_use_max_workspace", "1"},
+    };
+    std::vector<const char *> keys, values;
+    for (const auto &[key, value] : settings) keys.push_back(key), values.push_back(value);
+    api.check(api.set_cuda_options(raw, keys.data(), values.data(), keys.size()), doing);
+    api.check(api.append_cuda(options, raw), doing);
+}
+
+void place(const Runtime &runtime, OrtSessionOptions *options, const Placement &placement,
+           std::span<const std::byte> model) {
+    const Api &api = runtime.api();
+    if (placement.provider) append_cuda(api, options, placement);
+    api.check(api.add_custom_op_domain(options, placement.operators), "cannot register custom operators");
+    if (!placement.weights) return;
+    for (const auto &[name, value] : placement.weights(model))
+        api.check(api.add_initializer(options, name.c_str(), value), "cannot share a weight");
+}
+
+Owned<OrtSessionOptions> session_options(const Runtime &runtime, std::span<const ExternalFile> external,
+                                         const Placement *placement, std::span<const std::byte> model) {
     const Api &api = runtime.api();
     constexpr const char *doing = "cannot set session options";
     OrtSessionOptions *raw = nullptr;
@@ -67,13 +100,16 @@ Owned<OrtSessionOptions> session_options(const Runtime &runtime, std::span<const
     api.check(api.set_intra_op_threads(raw, 1), doing);
     api.check(api.set_inter_op_threads(raw, 1), doing);
     api.check(api.set_execution_mode(raw, sequential_execution), doing);
-    api.check(api.set_optimization_level(raw, all_optimizations), doing);
+    // ONNX Runtime's optimizer may transpose a weight under its old name, without looking whether it is a shared one. The
+    // graphs for GPUs are fused already.
+    api.check(api.set_optimization_level(raw, placement != nullptr ? no_optimizations : all_optimizations), doing);
     api.check(api.set_config(raw, "session.intra_op.allow_spinning", "0"), doing);
     api.check(api.set_config(raw, "session.inter_op.allow_spinning", "0"), doing);
     // A model that names a file which `external` lacks must not reach the file system (by default
     // ONNX Runtime would look in the working directory).
     api.check(api.set_config(raw, "session.model_external_initializers_file_folder_path", nowhere), doing);
-    api.check(static_cast<OrtStatus *>(RegisterCustomOps(raw, runtime.base())), "cannot register custom operators");
+    if (placement != nullptr) place(runtime, raw, *placement, model);
+    else api.check(static_cast<OrtStatus *>(RegisterCustomOps(raw, runtime.base())), "cannot register custom operators");
 
     std::vector<const char *> names;
     std::vector<char *> data;
@@ -136,6 +172,19 @@ std::vector<TensorInfo> read_tensors(const Api &api, const OrtSession *session, 
 
 }  // namespace
 
+std::size_t width_of(Type type) noexcept {
+    switch (type) {
+    case Type::int64:
+    case Type::float64: return 8;
+    case Type::float32:
+    case Type::int32: return 4;
+    case Type::float16: return 2;
+    case Type::boolean: return 1;
+    case Type::undefined: break;
+    }
+    return 0;
+}
+
 const char *type_name(Type type) noexcept {
     switch (type) {
     case Type::float32: return "float32";
@@ -176,13 +225,34 @@ Runtime::Runtime(const OrtApiBase *base, const OrtApi *table)
 }
 
 Runtime::~Runtime() {
+    for (const auto &[ordinal, memory] : cuda_) api_.release_memory_info(memory);
     api_.release_memory_info(cpu_);
     api_.release_env(env_);
 }
 
-Value::Value(const Runtime &runtime, void *data, std::size_t bytes, std::span<const std::int64_t> shape, Type type)
+const OrtMemoryInfo *Runtime::cuda(int ordinal) const {
+    OrtMemoryInfo *&memory = cuda_[ordinal];
+    if (memory == nullptr)
+        api_.check(api_.create_memory_info("Cuda", device_allocator, ordinal, default_memory, &memory),
+                   "cannot describe the device's memory");
+    return memory;
+}
+
+RunOptions::RunOptions(const Runtime &runtime, int graph) : api_(runtime.api()) {
+    constexpr const char *doing = "cannot set run options";
+    api_.check(api_.create_run_options(&options_), doing);
+    Owned<OrtRunOptions> owner(options_, api_.release_run_options);
+    api_.check(api_.set_run_config(options_, "gpu_graph_id", std::to_string(graph).c_str()), doing);
+    api_.check(api_.set_run_config(options_, "disable_synchronize_execution_providers", "1"), doing);
+    owner.release();
+}
+
+RunOptions::~RunOptions() { api_.release_run_options(options_); }
+
+Value::Value(const Runtime &runtime, void *data, std::size_t bytes, std::span<const std::int64_t> shape, Type type,
+             const OrtMemoryInfo *where)
     : api_(&runtime.api()) {
-    api_->check(api_->create_tensor_over(runtime.cpu(), data, bytes, shape.data(), shape.size(),
+    api_->check(api_->create_tensor_over(where != nullptr ? where : runtime.cpu(), data, bytes, shape.data(), shape.size(),
                                          static_cast<int>(type), &value_),
                 "cannot make a tensor");
 }
@@ -237,11 +307,13 @@ std::size_t TensorInfo::count() const noexcept {
     return count;
 }
 
+std::size_t TensorInfo::bytes() const noexcept { return count() * width_of(type); }
+
 Session::Session(std::shared_ptr<const Runtime> runtime, std::span<const std::byte> model,
-                 std::span<const ExternalFile> external)
+                 std::span<const ExternalFile> external, const Placement *placement)
     : runtime_(std::move(runtime)) {
     const Api &api = runtime_->api();
-    const auto options = session_options(*runtime_, external);
+    const auto options = session_options(*runtime_, external, placement, model);
     OrtSession *raw = nullptr;
     api.check(api.create_session_from_array(runtime_->env(), model.data(), model.size(), options.get(), &raw),
               "cannot load a graph");
@@ -260,13 +332,14 @@ Session::~Session() {
 }
 
 void Session::run(std::span<const char *const> input_names, std::span<const OrtValue *const> inputs,
-                  std::span<const char *const> output_names, std::span<OrtValue *> outputs) const {
+                  std::span<const char *const> output_names, std::span<OrtValue *> outputs,
+                  const RunOptions *options) const {
     if (input_names.size() != inputs.size() || output_names.size() != outputs.size())
         throw OrtError("a graph was run with " + std::to_string(inputs.size()) + " inputs for " +
                        std::to_string(input_names.size()) + " names and " + std::to_string(outputs.size()) +
                        " outputs for " + std::to_string(output_names.size()) + " names");
     const Api &api = runtime_->api();
-    api.check(api.run(session_, nullptr, input_names.data(), inputs.data(), inputs.size(), output_names.data(),
+    api.check(api.run(session_, options != nullptr ? options->get() : nullptr, input_names.data(), inputs.data(), inputs.size(), output_names.data(),
                       outputs.size(), outputs.data()),
               "a graph failed");
 }

@@ -11,6 +11,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <map>
 #include <memory>
 #include <span>
 #include <stdexcept>
@@ -38,6 +40,7 @@ struct OrtCustomOpDomain;
 struct OrtKernelInfo;
 struct OrtKernelContext;
 struct OrtShapeInferContext;
+struct OrtCudaOptions;  // their OrtCUDAProviderOptionsV2
 struct OrtApi;  // the array of function pointers
 struct OrtCustomOp;
 
@@ -78,6 +81,7 @@ const char *type_name(Type type) noexcept;
     X( 34, session_output_type,        OrtStatus *,  (const OrtSession *, std::size_t index, OrtTypeInfo **))      \
     X( 36, session_input_name,         OrtStatus *,  (const OrtSession *, std::size_t index, OrtAllocator *, char **)) \
     X( 37, session_output_name,        OrtStatus *,  (const OrtSession *, std::size_t index, OrtAllocator *, char **)) \
+    X( 39, create_run_options,         OrtStatus *,  (OrtRunOptions **))                                           \
     X( 49, create_tensor_over,         OrtStatus *,  (const OrtMemoryInfo *, void *data, std::size_t bytes,        \
                                                       const std::int64_t *shape, std::size_t rank, int type, OrtValue **)) \
     X( 51, tensor_data,                OrtStatus *,  (OrtValue *, void **))                                        \
@@ -89,11 +93,14 @@ const char *type_name(Type type) noexcept;
     X( 61, get_rank,                   OrtStatus *,  (const OrtShapeInfo *, std::size_t *))                        \
     X( 62, get_dimensions,             OrtStatus *,  (const OrtShapeInfo *, std::int64_t *, std::size_t rank))     \
     X( 65, tensor_shape_info,          OrtStatus *,  (const OrtValue *, OrtShapeInfo **))                          \
+    X( 68, create_memory_info,         OrtStatus *,  (const char *name, int allocator_type, int device, int memory_type, \
+                                                      OrtMemoryInfo **))                                           \
     X( 69, create_cpu_memory_info,     OrtStatus *,  (int allocator_type, int memory_type, OrtMemoryInfo **))      \
     X( 76, allocator_free,             OrtStatus *,  (OrtAllocator *, void *))                                     \
     X( 78, default_allocator,          OrtStatus *,  (OrtAllocator **))                                            \
     X( 85, kernel_attribute_float,     OrtStatus *,  (const OrtKernelInfo *, const char *name, float *))           \
     X( 86, kernel_attribute_int64,     OrtStatus *,  (const OrtKernelInfo *, const char *name, std::int64_t *))    \
+    X( 88, kernel_input_count,         OrtStatus *,  (const OrtKernelContext *, std::size_t *))                    \
     X( 90, kernel_input,               OrtStatus *,  (const OrtKernelContext *, std::size_t index, const OrtValue **)) \
     X( 91, kernel_output,              OrtStatus *,  (OrtKernelContext *, std::size_t index, const std::int64_t *shape, \
                                                       std::size_t rank, OrtValue **))                              \
@@ -102,11 +109,20 @@ const char *type_name(Type type) noexcept;
     X( 94, release_memory_info,        void,         (OrtMemoryInfo *))                                            \
     X( 95, release_session,            void,         (OrtSession *))                                               \
     X( 96, release_value,              void,         (OrtValue *))                                                 \
+    X( 97, release_run_options,        void,         (OrtRunOptions *))                                            \
     X( 98, release_type_info,          void,         (OrtTypeInfo *))                                              \
     X( 99, release_shape_info,         void,         (OrtShapeInfo *))                                             \
     X(100, release_session_options,    void,         (OrtSessionOptions *))                                        \
     X(101, release_custom_op_domain,   void,         (OrtCustomOpDomain *))                                        \
     X(130, set_config,                 OrtStatus *,  (OrtSessionOptions *, const char *key, const char *value))    \
+    X(150, add_initializer,            OrtStatus *,  (OrtSessionOptions *, const char *name, const OrtValue *))    \
+    X(165, set_run_config,             OrtStatus *,  (OrtRunOptions *, const char *key, const char *value))        \
+    X(193, compute_stream,             OrtStatus *,  (const OrtKernelContext *, void **))                          \
+    X(204, append_cuda,                OrtStatus *,  (OrtSessionOptions *, const OrtCudaOptions *))                \
+    X(205, create_cuda_options,        OrtStatus *,  (OrtCudaOptions **))                                          \
+    X(206, set_cuda_options,           OrtStatus *,  (OrtCudaOptions *, const char *const *keys,                   \
+                                                      const char *const *values, std::size_t count))               \
+    X(208, release_cuda_options,       void,         (OrtCudaOptions *))                                           \
     X(268, infer_input_shape,          OrtStatus *,  (const OrtShapeInferContext *, std::size_t index, OrtShapeInfo **)) \
     X(270, infer_set_output_shape,     OrtStatus *,  (const OrtShapeInferContext *, std::size_t index, const OrtShapeInfo *)) \
     X(279, set_external_files,         OrtStatus *,  (OrtSessionOptions *, const char *const *names, char *const *data, \
@@ -178,6 +194,7 @@ class Runtime {
     const OrtApiBase *base() const noexcept { return base_; }
     const OrtEnv *env() const noexcept { return env_; }
     const OrtMemoryInfo *cpu() const noexcept { return cpu_; }
+    const OrtMemoryInfo *cuda(int ordinal) const;  // made at the first call; for one thread at a time
     const std::string &version() const noexcept { return version_; }  // such as "1.32.0"
 
   private:
@@ -188,6 +205,7 @@ class Runtime {
     std::string version_;
     OrtEnv *env_ = nullptr;
     OrtMemoryInfo *cpu_ = nullptr;
+    mutable std::map<int, OrtMemoryInfo *> cuda_;
 };
 
 // Owns one tensor of ONNX Runtime; empty by default (as an output: run() then allocates it, and
@@ -195,8 +213,10 @@ class Runtime {
 class Value {
   public:
     Value() = default;
-    // A tensor over the caller's memory, which must outlive it. bytes must fit the shape.
-    Value(const Runtime &runtime, void *data, std::size_t bytes, std::span<const std::int64_t> shape, Type type);
+    // A tensor over the caller's memory, which must outlive it; of the kind `where`, by default the CPU's. bytes must
+    // fit the shape.
+    Value(const Runtime &runtime, void *data, std::size_t bytes, std::span<const std::int64_t> shape, Type type,
+          const OrtMemoryInfo *where = nullptr);
     Value(const Runtime &runtime, std::span<float> data, std::span<const std::int64_t> shape);
     Value(const Runtime &runtime, std::span<std::int64_t> data, std::span<const std::int64_t> shape);
     Value(const Runtime &runtime, OrtValue *owned) noexcept : value_(owned), api_(&runtime.api()) {}
@@ -228,12 +248,40 @@ struct TensorInfo {
     std::vector<std::int64_t> shape;
 
     std::size_t count() const noexcept;  // number of elements; 0 where a dimension is not fixed
+    std::size_t bytes() const noexcept;
 };
+
+std::size_t width_of(Type type) noexcept;  // bytes of an element
 
 // External data that a model names: its file name in the model, and the bytes.
 struct ExternalFile {
     std::string name;
     std::span<const std::byte> bytes;
+};
+
+// Where a session runs if not on the CPU: on a GPU through ONNX Runtime's CUDA provider, and on the caller's stream.
+struct Placement {
+    bool provider = true;  // false: on the CPU all the same, with these operators and weights (for tests)
+    int ordinal = 0;
+    void *stream = nullptr;
+    bool graphs = true;    // each run is recorded as a CUDA graph, by its number in RunOptions, and then replayed
+    OrtCustomOpDomain *operators = nullptr;
+    // Which initializers of a model lie in the device's memory already, by name; may be empty.
+    std::function<std::map<std::string, const OrtValue *>(std::span<const std::byte> model)> weights;
+};
+
+// Options of one kind of run on a GPU: the number of its CUDA graph, and no wait at its end.
+class RunOptions {
+  public:
+    RunOptions(const Runtime &runtime, int graph);
+    RunOptions(const RunOptions &) = delete;
+    RunOptions &operator=(const RunOptions &) = delete;
+    ~RunOptions();
+    const OrtRunOptions *get() const noexcept { return options_; }
+
+  private:
+    const Api &api_;
+    OrtRunOptions *options_ = nullptr;
 };
 
 // One loaded graph. run() may be called by several threads at once.
@@ -244,7 +292,7 @@ class Session {
     // searched. The model's bytes may go afterwards. ONNX Runtime 1.32 copies the external files'
     // bytes too, but promises it nowhere: keep them as long as the session.
     Session(std::shared_ptr<const Runtime> runtime, std::span<const std::byte> model,
-            std::span<const ExternalFile> external = {});
+            std::span<const ExternalFile> external = {}, const Placement *placement = nullptr);
     ~Session();
     Session(Session &&other) noexcept;
     Session &operator=(Session &&) = delete;
@@ -257,7 +305,8 @@ class Session {
     // An output value that is null is allocated by ONNX Runtime and becomes the caller's (wrap it
     // in a Value); one that is not is written in place. Allocates nothing of its own.
     void run(std::span<const char *const> input_names, std::span<const OrtValue *const> inputs,
-             std::span<const char *const> output_names, std::span<OrtValue *> outputs) const;
+             std::span<const char *const> output_names, std::span<OrtValue *> outputs,
+             const RunOptions *options = nullptr) const;
 
   private:
     std::shared_ptr<const Runtime> runtime_;

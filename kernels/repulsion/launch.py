@@ -130,14 +130,15 @@ _TYPES = {
 }
 
 
-def _kernel(name: str, function: Any, **constants: int) -> Kernel:
+def _kernel(name: str, function: Any, types: dict[str, str] = _TYPES, **constants: int) -> Kernel:
     arguments = [name for name in function.arg_names if name not in constants]
-    return Kernel(f"repulsion_{name}", function, {name: _TYPES[name] for name in arguments}, constants)
+    return Kernel(f"repulsion_{name}", function, {name: types[name] for name in arguments}, constants)
 
 
 # D, the stride of a row and hence the length of a split must be multiples of 16.
 KERNELS = [
-    *(_kernel(f"distances_{s.tile}", distances, T=s.tile, BD=s.columns) for s in SIZES[:2]),
+    _kernel("distances_4", distances, {**_TYPES, "width": "i32"}, T=4, BD=SIZES[0].columns),  # 4 columns are not 16
+    _kernel("distances_16", distances, T=TILE, BD=SIZES[1].columns),
     *(_kernel(f"crowd_{s.n}", crowd, BI=s.tile, BN=s.n, BS=s.summed, BD=s.cut) for s in SIZES),
     _kernel("bandwidths", bandwidths, T=TILE, BN=ROW),
     _kernel("gradient", gradient, BI=STRIP, BD=CUT),

@@ -10,25 +10,50 @@ from typing import Any
 from rlsd.kernels.aot import Kernel
 from rlsd.kernels.step import triton_kernels
 from rlsd.kernels.step.lanes import Lanes
-from rlsd.kernels.step.launch import IMAGE, LATENT, constants_of, noise_zt, operator_input, start, step_x, step_z
+from rlsd.kernels.step.launch import (
+    IMAGE,
+    LATENT,
+    constants_of,
+    gather_features,
+    noise_zt,
+    operator_input,
+    spread_repulsion,
+    start,
+    step_x,
+    step_z,
+)
 from rlsd.kernels.step.ops import philox_normal
 
-__all__ = ["KERNELS", "Lanes", "noise_zt", "operator_input", "philox_normal", "start", "step_x", "step_z"]
+__all__ = [
+    "KERNELS",
+    "Lanes",
+    "gather_features",
+    "noise_zt",
+    "operator_input",
+    "philox_normal",
+    "spread_repulsion",
+    "start",
+    "step_x",
+    "step_z",
+]
 
-_NETWORK = ("eps_theta", "null", "cotangent", "z_t", "z_network", "image", "image_cotangent")
+_NETWORK = ("eps_theta", "null", "cotangent", "z_t", "z_network", "image", "image_cotangent", "phi", "phi_cotangent")
 _TYPES = dict.fromkeys(_NETWORK, "*fp16") | dict.fromkeys(("whole", "flag"), "*i32")
-_TYPES |= {"pixels": "i32:16", "size": "i32:16", "stream": "i32"}
+_TYPES |= {"pixels": "i32:16", "size": "i32:16", "stream": "i32", "D": "i32", "stride": "i32:16", "level": "fp32"}
 
 
 def _variant(name: str, function: Any, constants: dict[str, int], warps: int) -> Kernel:
     """State, noise, repulsion and what operators read and write are float32."""
-    signature = {each: _TYPES.get(each, "*fp32") for each in function.arg_names if not each.isupper()}
+    signature = {each: _TYPES.get(each, "*fp32") for each in function.arg_names if each not in constants}
     return Kernel(name, function, signature, constants, warps)
 
 
 def _variants() -> list[Kernel]:
     """For Stable Diffusion: float16 networks, latents of 4 channels and images of 3, in NCHW order or channels last."""
     kernels = [_variant("start", triton_kernels.start_kernel, {"BLOCK": IMAGE[0]}, IMAGE[1])]
+    for name in ("gather_features", "spread_repulsion"):
+        function = getattr(triton_kernels, f"{name}_kernel")
+        kernels.append(_variant(f"{name}_fp16", function, {"BLOCK": IMAGE[0]}, IMAGE[1]))
     for name, (values, warps), last in (
         ("noise_zt", LATENT, 4), ("step_z", LATENT, 4), ("step_x", IMAGE, 3), ("operator_input", IMAGE, 3),
     ):  # fmt: skip

@@ -6,6 +6,7 @@
     seed_low, seed_high, item, particle, step
                     address of the noise in this step; that of the next step has step + 1
     repulsion_row   row of R that pushes this latent (repulsion in the latents), -1 for none
+    feature_row     row of this lane's features among those of all jobs, and of their R, -1 for none
     mode            sum of AUGMENTED, MOVE_Z, GRADIENT and PULLED
 
 `real` float32 [B, len(REAL)], each computed in float64 and rounded once:
@@ -31,7 +32,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-WHOLE = ("slot", "seed_low", "seed_high", "item", "particle", "step", "repulsion_row", "mode")
+WHOLE = ("slot", "seed_low", "seed_high", "item", "particle", "step", "repulsion_row", "feature_row", "mode")
 REAL = (
     *("signal", "noise", "next_signal", "next_noise", "score", "repulsion", "guidance", "unscale", "rho", "cotangent"),
     *("beta1", "beta2", "epsilon"),
@@ -83,7 +84,7 @@ class Lanes:
         if name in REAL:
             return self.real[:, REAL.index(name), None]
         column = self.whole[:, WHOLE.index(name), None].long()
-        return column if name in ("slot", "repulsion_row") else column & 0xFFFFFFFF
+        return column if name in ("slot", "repulsion_row", "feature_row") else column & 0xFFFFFFFF
 
     def has(self, bit: int) -> Tensor:
         """Which lanes are not empty and have this bit in their mode: bool [B, 1]."""

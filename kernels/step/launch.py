@@ -74,18 +74,22 @@ def step_x(
     flag: Tensor,
     image_cotangent: Tensor | None = None,
     channels: int = 1,
+    image_scale: Tensor | None = None,
 ) -> None:
     """Step state = (x, m, v); write what the operator reads next and the cotangent of D(z).
 
     gradient, x_operator: float16 or float32 [B, P], state order. image = D(z), cotangent, image_cotangent (the
-    features' pull-back, with the loss scale, for lanes with PULLED): network [B, P].
+    features' pull-back, for lanes with PULLED): network [B, P]. image_scale: float32 [B], what brings it to the loss
+    scale, default 1.
     """
+    scale = torch.ones(len(image), device=image.device) if image_scale is None else image_scale
     seen = image if image_cotangent is None else image_cotangent
     shape = _shape(lanes, channels, **dict(zip("xmv", state)))
     _check(shape, NETWORK, gradient=gradient, image=image, image_cotangent=seen, x_operator=x_operator)
     _check(shape, NETWORK, cotangent=cotangent)
     _check(shape[:1], (int32,), flag=flag)
-    arguments = (lanes.whole, lanes.real, *state, gradient, image, seen, x_operator, cotangent, flag)
+    _check(shape[:1], (float32,), image_scale=scale)
+    arguments = (lanes.whole, lanes.real, *state, gradient, image, seen, scale, x_operator, cotangent, flag)
     _launch(kernels.step_x_kernel, arguments, shape, channels, IMAGE)
 
 
@@ -94,6 +98,30 @@ def operator_input(lanes: Lanes, x: Tensor, image: Tensor, x_operator: Tensor, c
     shape = _shape(lanes, channels, x=x)
     _check(shape, NETWORK, image=image, x_operator=x_operator)
     _launch(kernels.operator_input_kernel, (lanes.whole, x, image, x_operator), shape, channels, IMAGE)
+
+
+def gather_features(lanes: Lanes, phi: Tensor, rows: Tensor) -> None:
+    """Put the features phi (network [B, D]) of each lane into its feature_row of rows: float32 [*, stride]."""
+    D, stride = phi.shape[1], rows.shape[1]
+    _check((len(lanes.whole), D), NETWORK, phi=phi)
+    _check((len(rows), max(stride, D)), (float32,), rows=rows)
+    grid = (triton.cdiv(stride, IMAGE[0]), len(phi))
+    kernels.gather_features_kernel[grid](lanes.whole, phi, rows, D, stride, BLOCK=IMAGE[0], num_warps=IMAGE[1])
+
+
+def spread_repulsion(lanes: Lanes, repulsion: Tensor, phi_cotangent: Tensor, image_scale: Tensor, level: float) -> None:
+    """Write R (float32 [*, stride]) as the features' cotangent of root mean square `level`, and image_scale.
+
+    phi_cotangent: network [B, D]. image_scale: float32 [B]. See naive.spread_repulsion.
+    """
+    D, stride = phi_cotangent.shape[1], repulsion.shape[1]
+    _check((len(lanes.whole), D), NETWORK, phi_cotangent=phi_cotangent)
+    _check((len(repulsion), max(stride, D)), (float32,), repulsion=repulsion)
+    _check((len(phi_cotangent),), (float32,), image_scale=image_scale)
+    kernels.spread_repulsion_kernel[(1, len(phi_cotangent))](
+        lanes.whole, lanes.real, repulsion, phi_cotangent, image_scale, D, stride, float(level), BLOCK=IMAGE[0],
+        num_warps=IMAGE[1],
+    )  # fmt: skip
 
 
 def start(lanes: Lanes, state: tuple[Tensor, Tensor, Tensor], stream: int) -> None:

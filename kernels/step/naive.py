@@ -67,11 +67,12 @@ def step_x(
     image: Tensor,
     image_cotangent: Tensor | None = None,
     channels: int = 1,
+    image_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Adam on x along its data gradient and towards D(z), and the cotangent of D(z).
 
     gradient: [B, P], the operator's, in state order. image = D(z) and image_cotangent, the features' pull-back, which
-    carries the loss scale already: [B, P], the networks'.
+    image_scale ([B], default 1) brings to the loss scale: [B, P], the networks'.
     Returns x, m, v, what the operator reads next (x, or D(z) where there is no x), D(z)'s cotangent, flag.
     """
     augmented, counts = lanes.has(AUGMENTED), lanes.has(GRADIENT)
@@ -85,7 +86,9 @@ def step_x(
     value = torch.where(moves, new, value)
     pull = torch.where(live, lanes["cotangent"] * torch.where(augmented, decoded - value, g), 0)
     if image_cotangent is not None:
-        pull = torch.where(lanes.has(PULLED), pull + _from_network(image_cotangent, channels).to(x.dtype), pull)
+        seen = _from_network(image_cotangent, channels).to(x.dtype)
+        seen = seen if image_scale is None else image_scale[:, None].to(x.dtype) * seen
+        pull = torch.where(lanes.has(PULLED), pull + seen, pull)
     pull = _to_network(pull, channels).to(image.dtype)
     state = [_put(old, lanes, moves, rows) for old, rows in ((x, value), (m, new_m), (v, new_v))]
     flag = _flag(value, pull, torch.where(moves, new_v, 0))
@@ -96,6 +99,26 @@ def operator_input(lanes: Lanes, x: Tensor, image: Tensor, dtype: torch.dtype, c
     """What the operator reads, [B, P] in state order: x of augmented lanes, D(z) of the others."""
     decoded = torch.where(lanes["slot"] >= 0, _from_network(image, channels).to(x.dtype), 0)
     return torch.where(lanes.has(AUGMENTED), _rows(x, lanes["slot"]), decoded).to(dtype)
+
+
+def gather_features(lanes: Lanes, phi: Tensor, rows: Tensor) -> Tensor:
+    """A copy of rows [*, stride] with the features [B, D] of each lane in its feature_row, zeros behind them."""
+    wide = torch.nn.functional.pad(phi.to(rows.dtype), (0, rows.shape[1] - phi.shape[1]))
+    return _put_rows(rows, lanes["feature_row"], torch.ones_like(lanes["slot"], dtype=torch.bool), wide)
+
+
+def spread_repulsion(
+    lanes: Lanes, repulsion: Tensor, D: int, level: float, network: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """What the features' pull-back is given: R of each lane, [*, stride], brought to the root mean square `level`.
+
+    Returns it [B, D] for the network, and image_scale [B]: what makes of its pull-back the repulsion's share of D(z)'s
+    cotangent, loss scale included. Zeros in lanes that have no row or whose R is zero.
+    """
+    r = _rows(repulsion, lanes["feature_row"])[:, :D].to(lanes.real.dtype)
+    rms = r.square().mean(1, keepdim=True).sqrt()
+    scale = torch.where(rms > 0, -lanes["repulsion"] * (rms / level) / lanes["unscale"], 0)
+    return torch.where(rms > 0, r * (level / rms), 0).to(network), scale[:, 0]
 
 
 def start(lanes: Lanes, value: Tensor, m: Tensor, v: Tensor, stream: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,7 +151,11 @@ def _rows(state: Tensor, slot: Tensor) -> Tensor:
 
 def _put(state: Tensor, lanes: Lanes, where: Tensor, rows: Tensor) -> Tensor:
     """A copy of the state with these lanes' rows in their slots."""
-    writes = (lanes["slot"] == torch.arange(len(state), device=state.device)) & where  # [B, S]
+    return _put_rows(state, lanes["slot"], where, rows)
+
+
+def _put_rows(state: Tensor, slot: Tensor, where: Tensor, rows: Tensor) -> Tensor:
+    writes = (slot == torch.arange(len(state), device=state.device)) & where  # [B, S]
     return torch.where(writes.any(0)[:, None], rows[writes.int().argmax(0)], state)
 
 

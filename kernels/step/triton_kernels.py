@@ -89,12 +89,13 @@ def step_z_kernel(
 
 @triton.jit
 def step_x_kernel(
-    whole, real, x, m, v, gradient, image, image_cotangent, x_operator, cotangent, flag, pixels,
+    whole, real, x, m, v, gradient, image, image_cotangent, image_scale, x_operator, cotangent, flag, pixels,
     CHANNELS: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """naive.step_x. x, m, v [S, P] fp32; gradient, x_operator [B, P], the operator's, in state order; flag [B] int32.
 
-    image, image_cotangent, cotangent: [B, P], the networks'. image_cotangent is not read in lanes without PULLED.
+    image, image_cotangent, cotangent: [B, P], the networks'. image_scale: fp32 [B]. image_cotangent and image_scale are
+    not read in lanes without PULLED.
     """
     ours, theirs, inside = tiles.tile(pixels, CHANNELS, PADDED, BLOCK)
     size, lane = pixels * CHANNELS, tl.program_id(1).to(tl.int64)
@@ -109,6 +110,7 @@ def step_x_kernel(
     g = tl.load(gradient + lane * size + ours, mask=only(inside, counts), other=0.0).to(tl.float32)
     pulled = live & (mode & PULLED != 0)
     seen = tl.load(image_cotangent + lane * size + theirs, mask=only(inside, pulled), other=0.0).to(tl.float32)
+    seen *= tl.load(image_scale + lane, mask=pulled, other=0.0)
     tl.debug_barrier()
     slope = g + tiles.real(real, "rho") * (old - decoded)
     new, new_m, new_v = tiles.adam(slope, old, old_m, old_v, real, "rate_x", "correction1_x", "correction2_x")
@@ -139,6 +141,35 @@ def operator_input_kernel(
     decoded = tl.load(image + lane * size + theirs, mask=only(inside, live & (augmented == 0)), other=0.0)
     value = tl.where(augmented, value, decoded.to(tl.float32))
     tl.store(x_operator + lane * size + ours, value.to(x_operator.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def gather_features_kernel(whole, phi, rows, D, stride, BLOCK: tl.constexpr):
+    """naive.gather_features. phi [B, D], the networks'; rows [*, stride] fp32. Grid (stride / BLOCK, B)."""
+    column, lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.program_id(1).to(tl.int64)
+    row = tiles.whole(whole, "feature_row")
+    value = tl.load(phi + lane * D + column, mask=column < D, other=0.0).to(tl.float32)
+    tl.store(rows + row.to(tl.int64) * stride + column, value, mask=only(column < stride, row >= 0))
+
+
+@triton.jit
+def spread_repulsion_kernel(whole, real, repulsion, phi_cotangent, image_scale, D, stride, level, BLOCK: tl.constexpr):
+    """naive.spread_repulsion. repulsion [*, stride] fp32; phi_cotangent [B, D]; image_scale fp32 [B]. Grid (1, B)."""
+    lane, row = tl.program_id(1).to(tl.int64), tiles.whole(whole, "feature_row")
+    ours = repulsion + row.to(tl.int64) * stride
+    squares = tl.zeros([BLOCK], tl.float32)
+    for at in range(0, D, BLOCK):
+        column = at + tl.arange(0, BLOCK)
+        value = tl.load(ours + column, mask=only(column < D, row >= 0), other=0.0)
+        squares += value * value
+    rms = tl.sqrt(tl.sum(squares) / D)
+    factor = tl.where(rms > 0, level / rms, 0.0)
+    for at in range(0, D, BLOCK):
+        column = at + tl.arange(0, BLOCK)
+        value = tl.load(ours + column, mask=only(column < D, row >= 0), other=0.0) * factor
+        tl.store(phi_cotangent + lane * D + column, value.to(phi_cotangent.dtype.element_ty), mask=column < D)
+    scale = -tiles.real(real, "repulsion") * (rms / level) / tiles.real(real, "unscale")
+    tl.store(image_scale + lane, tl.where(rms > 0, scale, 0.0))
 
 
 @triton.jit(do_not_specialize=["stream"])

@@ -1,7 +1,7 @@
-"""Train the embedded prior: VAE, classifier and noise predictor, on a CPU, in about two and a half hours.
+"""Train the embedded prior: VAE, classifier and noise predictor, on a CPU, in about three hours.
 
     python -m rlsd.models.fashion.train --data FOLDER --work FOLDER [vae] [vae-decoder] [classifier] \\
-        [classifier-mild] [unet] [unet-finish] [export-weights]
+        [classifier-mild] [unet] [unet-finish] [unet-guided] [export-weights]
 
 Without phases it runs all of them in this order. Kill it at any time: it goes on from its last checkpoint.
 """
@@ -24,7 +24,7 @@ from rlsd.models.fashion.classifier import Classifier
 from rlsd.models.fashion.loop import Module, Recipe, batch_indices, generator, train
 from rlsd.models.fashion.networks import NULL, Prior, Vae, build_scheduler, build_vae, write_checkpoint
 
-UNET_PHASES = ("unet", "unet-finish")
+UNET_PHASES = ("unet", "unet-finish", "unet-guided")
 PHASES = ("vae", "vae-decoder", "classifier", "classifier-mild", *UNET_PHASES, "export-weights")
 RECIPES = {
     "vae": Recipe(steps=2800, lr=1.5e-3, weight_decay=1e-4, ema=0.995),
@@ -33,9 +33,18 @@ RECIPES = {
     "classifier-mild": Recipe(steps=2500, lr=1.5e-3, weight_decay=0.05, ema=0.998),
     "unet": Recipe(steps=4900, lr=1e-3, warmup=400, horizon=6000, cooldown=1075, weight_decay=0.01, ema=0.999),
     "unet-finish": Recipe(steps=12000, lr=8e-4, warmup=300, weight_decay=0.01, ema=0.9995),
+    "unet-guided": Recipe(steps=3000, lr=4e-4, warmup=100, weight_decay=0.01, ema=0.998),
 }
 BATCH = {"vae": 64, "vae-decoder": 64, "classifier": 128, "classifier-mild": 128, **dict.fromkeys(UNET_PHASES, 96)}
-SEED = {"vae": 11, "vae-decoder": 12, "classifier": 22, "classifier-mild": 23, "unet": 33, "unet-finish": 34}
+SEED = {
+    "vae": 11,
+    "vae-decoder": 12,
+    "classifier": 22,
+    "classifier-mild": 23,
+    "unet": 33,
+    "unet-finish": 34,
+    "unet-guided": 35,
+}
 KL_WEIGHT = 5e-3  # per latent value, against a loss per pixel: smooth latents first, decibels second
 
 
@@ -47,17 +56,23 @@ class Stage:
     is the one that the method uses. timesteps(u): a uniform number in [0, 1) to the timestep's place in the schedule.
     v_loss: the loss on v, which is the loss on eps divided by abar: about equally large at every timestep, where the
     plain one is fifty times smaller at the noisy end, and it is there that a sample decides what it will be.
+    worse: a phase whose average is a worse noise predictor than `start`'s. Then the network learns, in place of the
+    noise, what autoguidance (Karras et al., arXiv 2406.02507) predicts: start + (GUIDANCE - 1) (start - worse), which
+    takes two networks and is here put into one, as guidance distillation does (Meng et al., arXiv 2210.03142).
     """
 
     start: str | None
     null_share: Callable[[int], float]
     timesteps: Callable[[Tensor], Tensor]
     v_loss: bool
+    worse: str | None = None
 
 
+GUIDANCE = 2.5
 STAGES = {
     "unet": Stage(None, lambda step: 0.4 if step < 3_511 else 0.9, lambda u: u, False),
     "unet-finish": Stage("unet", lambda _: 0.85, lambda u: u**0.7, True),
+    "unet-guided": Stage("unet-finish", lambda _: 0.9, lambda u: u, True, worse="unet"),
 }
 
 
@@ -214,6 +229,7 @@ def train_unet(
     if stage.start:
         average_of(prior, work / f"{stage.start}.pt").requires_grad_(True).train()
     prior = channels_last(prior)
+    guided = autoguidance(stage, work)
 
     def loss_of(step: int) -> Tensor:
         g, size = generator(SEED[phase], step), BATCH[phase]
@@ -229,7 +245,8 @@ def train_unet(
         noisy = (a.sqrt() * z + (1 - a).sqrt() * eps).contiguous(memory_format=torch.channels_last)
         with autocast():
             guess = prior(noisy, t, context)
-        square = (guess.float() - eps).square()
+        target = eps if guided is None else guided(noisy, t, context)
+        square = (guess.float() - target).square()
         return (square / a if stage.v_loss else square).mean()
 
     def snapshot(step: int, average: Prior) -> None:
@@ -239,13 +256,28 @@ def train_unet(
     return train(phase, prior, loss_of, recipe, work / f"{phase}.pt", snapshot, stop_at)
 
 
+def autoguidance(stage: Stage, work: Path) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+    """What a stage with a worse network learns, a function of (z_t, t, context) -> eps; None for one without."""
+    if stage.start is None or stage.worse is None:
+        return None
+    good, worse = (channels_last(average_of(Prior(), work / f"{name}.pt")) for name in (stage.start, stage.worse))
+
+    @torch.no_grad()
+    def guided(z_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        with autocast():
+            better, weaker = good(z_t, t, context).float(), worse(z_t, t, context).float()
+        return better + (GUIDANCE - 1) * (better - weaker)
+
+    return guided
+
+
 def export(work: Path, out: Path, prior: Prior | None = None) -> None:
     """Write the averaged weights as a checkpoint in the layout of diffusers, fp16 safetensors."""
     vae = average_of(build_vae(), work / "vae-decoder.pt")
     latents = torch.load(work / "latents.pt", weights_only=True)
     vae.register_to_config(scaling_factor=scaling_of(latents["mean"], latents["std"]))
     classifier = average_of(Classifier(), work / "classifier-mild.pt")
-    write_checkpoint(out, vae, prior or average_of(Prior(), work / "unet-finish.pt"), classifier)
+    write_checkpoint(out, vae, prior or average_of(Prior(), work / f"{UNET_PHASES[-1]}.pt"), classifier)
 
 
 def main() -> None:

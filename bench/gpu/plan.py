@@ -1,0 +1,144 @@
+"""The cases of the race in the order of what they tell, so that a short run has the figures that matter."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlsd.bench.gpu import Line, agreement, arrivals, crowds, networks, prepare, steps
+from rlsd.bench.gpu.subject import Bench, Subject
+from rlsd.export.checkpoint import load
+from rlsd.models.fashion import PATH as FASHION
+
+PARTICLES = (8, 1, 4, 2, 16, 32)
+TOY_PARTICLES, TOY_SIZES, TOY_STEPS = (8, 1, 2), [(4, 384), (16, 384)], 6
+
+
+class Budget:
+    """Minutes of a clock that starts now."""
+
+    def __init__(self, minutes: float):
+        self.start, self.seconds = time.monotonic(), 60 * minutes
+
+    def spent(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.start
+
+    def left(self) -> float:
+        """Seconds until the time is up; negative after."""
+        return self.seconds - self.spent()
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is run at a time, and what it is called."""
+
+    title: str
+    run: Callable[[], list[Line]]
+    needs: float = 0  # seconds; it is not begun with less
+
+
+def cases(options: argparse.Namespace, bench: Bench, maker: subprocess.Popen | None, budget: Budget) -> Iterator[Case]:
+    """Repulsion first, which needs no bundle: meanwhile those that are missing are exported, beside the timing."""
+    sizes = TOY_SIZES if options.toy else crowds.SIZES
+    for N, D in sizes if "D" in options.sections else ():
+        yield Case(f"D N={N} D={D}", lambda N=N, D=D: crowds.crowd(bench, N, D))  # type: ignore[misc]
+    if "agreement" in options.sections:
+        yield Case("agreement with the CPU", lambda: _agreement(options, bench, maker, budget))
+    names = ["fashion"] if options.toy else ["given"] if options.bundle else options.networks
+    for name in names:
+        opened = _Opened(name, options, bench, maker, budget)
+        yield from _full(opened, options)
+        opened.close()
+
+
+def _full(opened: _Opened, options: argparse.Namespace) -> Iterator[Case]:
+    """All sections on one bundle: at first the N that the targets are for."""
+    wanted, name = options.sections, opened.name
+    first, *others = options.particles or (TOY_PARTICLES if options.toy else PARTICLES)
+
+    def step(n: int, methods: list[str]) -> Iterator[Case]:
+        if "A" in wanted:
+            run = lambda s: steps.full_steps(s, n, methods)  # noqa: E731
+            yield Case(f"A {name} N={n}", lambda: opened.lines("A", run))
+        if "B" in wanted or "C" in wanted:
+            run_parts = lambda s: networks.parts(s, n, methods)  # noqa: E731
+            yield Case(f"B and C {name} B={n}", lambda: opened.lines("B", run_parts))
+
+    quick = [method for method in options.methods if method != "compiled"]
+    yield from step(first, quick)
+    mixes = arrivals.MIXES[1:] if options.toy else arrivals.MIXES
+    length = TOY_STEPS if options.toy else arrivals.STEPS
+    for jobs, n in mixes if "F" in wanted else ():
+        run = lambda s, jobs=jobs, n=n: arrivals.arrivals(s, jobs, n, length)  # noqa: E731
+        yield Case(f"F {name} {jobs} x N={n}", lambda run=run: opened.lines("F", run))  # type: ignore[misc]
+    for n in options.compiled if "compiled" in options.methods else ():
+        both = list(step(n, ["compiled"]))
+        needs = 0 if options.toy else prepare.compile_seconds(name, n)
+        if both:
+            yield Case(f"torch.compile {name} N={n}", lambda n=n, both=both: _compiled(name, n, both), needs)  # type: ignore[misc]
+    for n in others:
+        yield from step(n, quick)
+
+
+def _compiled(name: str, n: int, both: list[Case]) -> list[Line]:
+    """All that is beside torch.compile at once: compiling takes minutes, and once for both."""
+    lines = [line for case in both for line in case.run()]
+    if any(line["method"] == "compiled" and "median" in line for line in lines):
+        prepare.note_compiled(name, n)
+    return lines
+
+
+def _agreement(options: argparse.Namespace, bench: Bench, maker: subprocess.Popen | None, budget: Budget) -> list[Line]:
+    if maker is not None:
+        prepare.wait("fashion", maker, budget.left())
+    bundle = FASHION / "bundle" if not bench.cuda else prepare.bundle_of("fashion")
+    return agreement.agreement(bench, bundle, TOY_STEPS if options.toy else agreement.PARAMS.steps)
+
+
+class _Opened:
+    """A subject that is loaded when its first case runs, once its bundle is there."""
+
+    def __init__(
+        self, name: str, options: argparse.Namespace, bench: Bench, maker: subprocess.Popen | None, budget: Budget
+    ):
+        self.name, self.options, self.bench, self.maker, self.budget = name, options, bench, maker, budget
+        self.subject: Subject | None = None
+        self.broken: Exception | None = None
+
+    def lines(self, section: str, run: Callable[[Subject], list[Line]]) -> list[Line]:
+        """The lines of a case; a single one when there is no subject to run it on."""
+        try:
+            return run(self._load())
+        except Exception as error:
+            self.broken = error
+            line = {"section": section, "case": self.name, "network": self.name, "method": "engine"}
+            return [{**line, **steps.without_figure(error)}]
+
+    def _load(self) -> Subject:
+        if self.subject is None:
+            if self.broken is not None:
+                raise self.broken  # it would only fail again
+            checkpoint, bundle = self._files()
+            networks = load(checkpoint, prepare.SIZE.get(self.name), ["inpainting"], None)
+            self.subject = Subject(self.name, networks, bundle, self.bench)
+        return self.subject
+
+    def _files(self) -> tuple[Path, Path]:
+        if self.options.toy:
+            return FASHION / "checkpoint", FASHION / "bundle"
+        if self.options.bundle:
+            return self.options.checkpoint, self.options.bundle
+        assert self.maker is not None
+        prepare.wait(self.name, self.maker, self.budget.left())
+        return prepare.checkpoint_path(self.name), prepare.bundle_path(self.name)
+
+    def close(self) -> None:
+        """Memory for the next one."""
+        if self.subject is not None:
+            self.subject.close()
+            self.subject = None

@@ -1,0 +1,343 @@
+#include "device_ops.h"
+
+#include "operator.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <deque>
+#include <functional>
+#include <numeric>
+
+namespace rlsd::ort {
+namespace {
+
+using cuda::ceil_div;
+using cuda::DevicePointer;
+
+constexpr std::int64_t chunks_at_most = 128;             // kernels/norm/tiles.py: CHUNKS
+constexpr std::int64_t block_rows = 64, block_lanes = 64;  // kernels/norm/elementwise.py: ROWS, BLOCK
+constexpr std::int64_t lanes_at_once = 16;               // what channels must be a multiple of
+constexpr std::size_t scratch_bytes = std::size_t(8) << 20;
+
+// What the operators of one engine share: its kernels, and memory between two launches, which follow each other on one
+// stream.
+struct Shared {
+    const cuda::Device &device;
+    cuda::Kernels &kernels;
+    cuda::Buffer scratch;
+};
+
+// One node's operator: a description, and the numeric type of this version of it.
+struct DeviceOperator : Operator {
+    Shared *shared;
+    Type type;
+    std::size_t inputs_required, inputs, outputs;
+    void (*compute)(const struct DeviceNode &, OrtKernelContext *);
+};
+
+struct DeviceNode {
+    const DeviceOperator *op;
+    std::string name;
+    std::int64_t groups = 0, silu = 0;
+    float epsilon = 1e-5f;
+};
+
+// The tensors of one call.
+struct Call {
+    const DeviceNode &node;
+    OrtKernelContext *context;
+    const Api &api = *node.op->api;
+    std::size_t given = count();
+
+    Input in(std::size_t index) const { return input(api, context, index, what(index).c_str()); }
+    Shape shape(std::size_t index) const { return in(index).shape; }
+    DevicePointer at(std::size_t index) const { return address(in(index).data); }
+    bool has(std::size_t index) const { return index < given; }
+
+    // A tensor that must have this shape.
+    DevicePointer at(std::size_t index, const Shape &wanted) const {
+        const Input tensor = in(index);
+        expect(tensor, wanted, what(index).c_str());
+        return address(tensor.data);
+    }
+
+    DevicePointer out(std::size_t index, const Shape &shape) const {
+        return address(output(api, context, index, shape, node.name.c_str()));
+    }
+
+    // Ours where it runs: ONNX Runtime's stream. Off a GPU (Driver::hosted) the default one, which is immediate.
+    cuda::StreamHandle *stream() const {
+        if (node.op->shared->device.driver().hosted) return nullptr;
+        void *stream = nullptr;
+        api.check(api.compute_stream(context, &stream), "cannot read the stream");
+        return static_cast<cuda::StreamHandle *>(stream);
+    }
+
+    const cuda::Kernel &kernel(const std::string &name) const {
+        return node.op->shared->kernels.get(name + (node.op->type == Type::float16 ? "_fp16" : "_fp32"));
+    }
+
+  private:
+    static DevicePointer address(const void *pointer) { return reinterpret_cast<DevicePointer>(pointer); }
+    std::string what(std::size_t index) const { return node.name + ": input " + std::to_string(index); }
+    std::size_t count() const {
+        std::size_t number = 0;
+        api.check(api.kernel_input_count(context, &number), "cannot count inputs");
+        return number;
+    }
+};
+
+std::int32_t small(std::int64_t value) { return static_cast<std::int32_t>(value); }
+
+std::int64_t product(const Shape &shape, std::size_t from, std::size_t to) {
+    return std::accumulate(shape.size.begin() + std::ptrdiff_t(from), shape.size.begin() + std::ptrdiff_t(to),
+                           std::int64_t(1), std::multiplies<>());
+}
+
+std::int64_t channels_of(const Shape &x, const std::string &name) {
+    const std::int64_t channels = x.rank > 0 ? x.size[x.rank - 1] : 0;
+    if (channels < 1 || channels % lanes_at_once != 0)
+        throw OperatorError(name + ": x has shape " + x.text() + ", the last dimension must be a multiple of 16");
+    return channels;
+}
+
+// How [samples, pixels, channels] is divided among programs: kernels/norm/tiles.py, divide.
+struct Division {
+    std::int64_t samples, pixels, channels, groups, size, block, width, chunk, chunks;
+
+    Division(const Call &call, const Shape &x, const char *kernel)
+        : samples(x.size[0]), pixels(product(x, 1, x.rank - 1)), channels(channels_of(x, call.node.name)),
+          groups(call.node.groups), size(groups > 0 ? channels / groups : 0) {
+        if (groups < 1 || channels % groups != 0 || size > 128)
+            throw OperatorError(call.node.name + ": " + std::to_string(groups) + " groups of " + std::to_string(channels) +
+                                " channels are not possible: they must divide them into 128 at most");
+        block = 64 % size == 0 ? 64 : 128;
+        name = kernel;
+        name += block == 64 ? "_64" : "_128";
+        const cuda::Kernel &sized = call.kernel(name);
+        const std::int64_t vector = 16 / std::int64_t(width_of(call.node.op->type));
+        for (std::int64_t n = std::min({groups, sized.constant("GROUPS"), block / size}); n > 0; --n)
+            if (n * size % vector == 0 || n == groups) {
+                width = n * size;
+                break;
+            }
+        const std::int64_t rows = sized.constant("ROWS");
+        chunk = rows * ceil_div(pixels, rows * chunks_at_most);
+        chunks = ceil_div(pixels, chunk);
+        if (std::size_t(samples * chunks * 2 * groups) * sizeof(float) > scratch_bytes / 2)
+            throw OperatorError(call.node.name + ": a batch of " + std::to_string(samples) + " is too large");
+    }
+
+    std::string name;
+    cuda::Grid grid() const { return {ceil_div(channels, width), chunks, samples}; }
+};
+
+// y, mean, rstd of x, which `statistics` has read; what the node does not ask for goes to the scratch memory.
+void normalise(const Call &call, const Division &d, const Shape &x, DevicePointer total, std::size_t weight) {
+    const Shape per_channel{{d.channels}, 1}, per_group{{d.samples, d.groups}, 2};
+    const DevicePointer partial = call.node.op->shared->scratch.at(), spare = partial + scratch_bytes / 2;
+    const DevicePointer w = call.at(weight, per_channel), b = call.at(weight + 1, per_channel);
+    const DevicePointer y = call.out(0, x), mean = call.out(1, per_group), rstd = call.out(2, per_group);
+    call.kernel("group_norm_apply_" + std::to_string(d.block))
+        .launch(d.grid(), {total, partial, w, b, y, mean != 0 ? mean : spare, rstd != 0 ? rstd : spare, small(d.pixels),
+                           small(d.channels), small(d.groups), small(d.size), small(d.width), small(d.chunk),
+                           call.node.epsilon, small(call.node.silu)},
+                call.stream());
+}
+
+void group_norm(const DeviceNode &node, OrtKernelContext *context) {
+    const Call call{node, context};
+    const Shape x = call.shape(0);
+    const Division d(call, x, "group_norm_statistics");
+    call.kernel(d.name).launch(d.grid(), {call.at(0), call.at(0), call.at(0), node.op->shared->scratch.at(), small(d.pixels),
+                                          small(d.channels), small(d.groups), small(d.size), small(d.width), small(d.chunk), 1},
+                               call.stream());
+    normalise(call, d, x, call.at(0), 1);
+}
+
+void add_group_norm(const DeviceNode &node, OrtKernelContext *context) {
+    const Call call{node, context};
+    const Shape x = call.shape(0), residual = call.shape(1);
+    const Division d(call, x, "add_group_norm_statistics");
+    const std::int64_t others = product(residual, 1, residual.rank - 1);  // a residual may be one pixel for all
+    if (residual.rank != x.rank || residual.size[0] != d.samples || residual.size[x.rank - 1] != d.channels ||
+        (others != d.pixels && others != 1))
+        throw OperatorError(node.name + ": residual has shape " + residual.text() + ", x " + x.text());
+    const DevicePointer sum = call.out(3, x), total = sum != 0 ? sum : call.out(0, x);
+    call.kernel(d.name).launch(d.grid(), {call.at(0), call.at(1), total, node.op->shared->scratch.at(), small(d.pixels),
+                                          small(d.channels), small(d.groups), small(d.size), small(d.width), small(d.chunk),
+                                          small(others)},
+                               call.stream());
+    normalise(call, d, x, total, 2);
+}
+
+void group_norm_pull(const DeviceNode &node, OrtKernelContext *context) {
+    const Call call{node, context};
+    const Shape x = call.shape(1);
+    const Division d(call, x, "group_norm_pull_sums");
+    const Shape per_channel{{d.channels}, 1}, per_group{{d.samples, d.groups}, 2};
+    const DevicePointer cotangent = call.at(0, x), value = call.at(1), mean = call.at(2, per_group),
+                        rstd = call.at(3, per_group), weight = call.at(4, per_channel), bias = call.at(5, per_channel),
+                        partial = node.op->shared->scratch.at(), added = call.has(6) ? call.at(6, x) : value;
+    const std::int32_t pixels = small(d.pixels), channels = small(d.channels), groups = small(d.groups),
+                       size = small(d.size), width = small(d.width), chunk = small(d.chunk), silu = small(node.silu);
+    call.kernel(d.name).launch(d.grid(), {cotangent, value, mean, rstd, weight, bias, partial, pixels, channels, groups, size,
+                                          width, chunk, silu},
+                               call.stream());
+    call.kernel("group_norm_pull_apply_" + std::to_string(d.block))
+        .launch(d.grid(), {cotangent, value, mean, rstd, weight, bias, partial, added, call.out(0, x), pixels, channels,
+                           groups, size, width, chunk, silu, std::int32_t(call.has(6))},
+                call.stream());
+}
+
+void bias_residual(const DeviceNode &node, OrtKernelContext *context) {
+    const Call call{node, context};
+    const Shape x = call.shape(0);
+    const std::int64_t channels = channels_of(x, node.name), pixels = product(x, 0, x.rank - 1);
+    const DevicePointer bias = call.at(1, {{channels}, 1}), residual = call.has(2) ? call.at(2, x) : call.at(0);
+    call.kernel("bias_residual")
+        .launch({ceil_div(pixels, block_rows) * ceil_div(channels, block_lanes)},
+                {call.at(0), bias, residual, call.out(0, x), small(pixels), small(channels), std::int32_t(call.has(2)),
+                 small(node.silu)},
+                call.stream());
+}
+
+void interleave(const DeviceNode &node, OrtKernelContext *context) {
+    const Call call{node, context};
+    const Shape phases = call.shape(0);
+    if (phases.rank != 4 || phases.size[3] % (4 * lanes_at_once) != 0 || phases.size[1] < 2 || phases.size[2] < 2)
+        throw OperatorError(node.name + ": phases has shape " + phases.text() + ", [B, H + 1, W + 1, 4 C] is needed, with C "
+                                                                             "a multiple of 16");
+    const std::int64_t height = phases.size[1] - 1, width = phases.size[2] - 1, channels = phases.size[3] / 4;
+    const Shape image{{phases.size[0], 2 * height, 2 * width, channels}, 4};
+    call.kernel("interleave")
+        .launch({ceil_div(4 * height * width, block_rows) * ceil_div(channels, block_lanes), phases.size[0]},
+                {call.at(0), call.out(0, image), small(height), small(width), small(channels)}, call.stream());
+}
+
+void interleave_pull(const DeviceNode &node, OrtKernelContext *context) {
+    const Call call{node, context};
+    const Shape image = call.shape(0);
+    if (image.rank != 4 || image.size[1] % 2 != 0 || image.size[2] % 2 != 0)
+        throw OperatorError(node.name + ": image has shape " + image.text() + ", [B, 2 H, 2 W, C] is needed");
+    const std::int64_t height = image.size[1] / 2, width = image.size[2] / 2, channels = channels_of(image, node.name);
+    const Shape phases{{image.size[0], height + 1, width + 1, 4 * channels}, 4};
+    call.kernel("interleave_pull")
+        .launch({ceil_div(4 * (height + 1) * (width + 1), block_rows) * ceil_div(channels, block_lanes), image.size[0]},
+                {call.at(0), call.out(0, phases), small(height), small(width), small(channels)}, call.stream());
+}
+
+// ------------------------------------------------------------ what ONNX Runtime asks
+
+struct Description {
+    const char *name;
+    std::size_t required, inputs, outputs;
+    void (*compute)(const DeviceNode &, OrtKernelContext *);
+    std::initializer_list<std::size_t> float_inputs;  // float32 whatever the data are
+};
+
+const Description descriptions[] = {
+    {"GroupNormNhwc", 3, 3, 3, group_norm, {1, 2}},
+    {"AddGroupNormNhwc", 4, 4, 4, add_group_norm, {2, 3}},
+    {"GroupNormPullNhwc", 6, 7, 1, group_norm_pull, {2, 3, 4, 5}},
+    {"BiasResidual", 2, 3, 1, bias_residual, {1}},
+    {"InterleaveNhwc", 1, 1, 1, interleave, {}},
+    {"InterleavePullNhwc", 1, 1, 1, interleave_pull, {}},
+};
+
+const DeviceOperator &self(const OrtCustomOp *op) { return *static_cast<const DeviceOperator *>(static_cast<const Operator *>(op)); }
+
+const Description &description_of(const OrtCustomOp *op) {
+    for (const Description &each : descriptions)
+        if (each.compute == self(op).compute) return each;
+    std::abort();
+}
+
+int input_type(const OrtCustomOp *op, std::size_t index) {
+    const auto &known = description_of(op).float_inputs;
+    const bool always = std::find(known.begin(), known.end(), index) != known.end();
+    return static_cast<int>(always ? Type::float32 : self(op).type);
+}
+
+// Mean and rstd, outputs 1 and 2, are float32.
+int output_type(const OrtCustomOp *op, std::size_t index) {
+    return static_cast<int>(index == 1 || index == 2 ? Type::float32 : self(op).type);
+}
+
+template <class T, class Entry> void read_attribute(const Api &api, Entry entry, const OrtKernelInfo *info, const char *name, T &value) {
+    T read{};
+    if (OrtStatus *status = entry(info, name, &read)) api.release_status(status);  // absent: the default stays
+    else value = read;
+}
+
+OrtStatus *create(const OrtCustomOp *op, const OrtApi *, const OrtKernelInfo *info, void **out) {
+    const Api &api = api_of(op);
+    return guarded(api, [&] {
+        auto node = std::make_unique<DeviceNode>();
+        node->op = &self(op);
+        node->name = op->get_name(op);
+        read_attribute(api, api.kernel_attribute_int64, info, "groups", node->groups);
+        read_attribute(api, api.kernel_attribute_int64, info, "silu", node->silu);
+        read_attribute(api, api.kernel_attribute_float, info, "epsilon", node->epsilon);
+        *out = node.release();
+    });
+}
+
+OrtStatus *compute(void *opaque, OrtKernelContext *context) {
+    const auto &node = *static_cast<const DeviceNode *>(opaque);
+    return guarded(*node.op->api, [&] { node.op->compute(node, context); });
+}
+
+DeviceOperator make(const Api &api, Shared &shared, const Description &of, Type type) {
+    DeviceOperator op{};
+    op.version = api_version;
+    op.api = &api, op.shared = &shared, op.type = type, op.compute = of.compute;
+    op.inputs_required = of.required, op.inputs = of.inputs, op.outputs = of.outputs;
+    op.get_name = [](const OrtCustomOp *me) { return description_of(me).name; };
+    op.get_execution_provider = [](const OrtCustomOp *me) {
+        return self(me).shared->device.driver().hosted ? nullptr : "CUDAExecutionProvider";
+    };
+    op.get_input_count = [](const OrtCustomOp *me) { return self(me).inputs; };
+    op.get_output_count = [](const OrtCustomOp *me) { return self(me).outputs; };
+    op.get_input_type = input_type;
+    op.get_output_type = output_type;
+    op.get_input_characteristic = [](const OrtCustomOp *me, std::size_t i) { return i < self(me).inputs_required ? required : optional; };
+    op.get_output_characteristic = [](const OrtCustomOp *, std::size_t i) { return i == 0 ? required : optional; };
+    op.get_input_memory_type = [](const OrtCustomOp *, std::size_t) { return 0; };
+    op.get_start_version = [](const OrtCustomOp *) { return 1; };
+    op.get_end_version = op.get_start_version;
+    op.create_kernel_v2 = create;
+    op.kernel_compute_v2 = ::rlsd::ort::compute;
+    op.kernel_destroy = [](void *node) { delete static_cast<DeviceNode *>(node); };
+    return op;
+}
+
+}  // namespace
+
+struct DeviceOperators::Implementation {
+    Implementation(const Api &given, const cuda::Device &device, cuda::Kernels &kernels)
+        : api(given), shared{device, kernels, cuda::Buffer(device, scratch_bytes)} {
+        OrtCustomOpDomain *made = nullptr;
+        api.check(api.create_custom_op_domain("rlsd", &made), "cannot create the domain");
+        domain = {made, api.release_custom_op_domain};
+        for (const Description &each : descriptions)
+            for (const Type type : {Type::float16, Type::float32}) {
+                operators.push_back(make(api, shared, each, type));
+                api.check(api.custom_op_domain_add(made, &operators.back()), "cannot add an operator");
+            }
+    }
+
+    const Api &api;
+    Shared shared;
+    std::deque<DeviceOperator> operators;  // ONNX Runtime keeps their addresses
+    std::unique_ptr<OrtCustomOpDomain, void (*)(OrtCustomOpDomain *)> domain{nullptr, nullptr};
+};
+
+DeviceOperators::DeviceOperators(const Api &api, const cuda::Device &device, cuda::Kernels &kernels)
+    : implementation_(std::make_unique<Implementation>(api, device, kernels)) {}
+
+DeviceOperators::~DeviceOperators() = default;
+
+OrtCustomOpDomain *DeviceOperators::domain() const noexcept { return implementation_->domain.get(); }
+
+}  // namespace rlsd::ort

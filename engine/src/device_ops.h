@@ -1,0 +1,31 @@
+// The operators of ONNX domain "rlsd" on a GPU: they launch the bundle's kernels of kernels/norm on ONNX Runtime's
+// stream. All tensors have their channels last and are halves or float32; weights and statistics are float32.
+//
+//   GroupNormNhwc(x, weight, bias; groups, epsilon, silu) -> y, mean, rstd
+//   AddGroupNormNhwc(x, residual, weight, bias; groups, epsilon, silu) -> y, mean, rstd, total
+//   GroupNormPullNhwc(cotangent, x, mean, rstd, weight, bias [, added]; groups, silu) -> x_cotangent
+//   BiasResidual(x, bias [, residual]; silu) -> y
+//   InterleaveNhwc(phases) -> image, InterleavePullNhwc(image) -> phases
+#pragma once
+
+#include "cubins.h"
+#include "ort.h"
+
+#include <memory>
+
+namespace rlsd::ort {
+
+class DeviceOperators {
+  public:
+    // kernels must outlive it, and it must outlive the sessions that use its domain.
+    DeviceOperators(const Api &api, const cuda::Device &device, cuda::Kernels &kernels);
+    ~DeviceOperators();
+
+    OrtCustomOpDomain *domain() const noexcept;
+
+  private:
+    struct Implementation;
+    std::unique_ptr<Implementation> implementation_;
+};
+
+}  // namespace rlsd::ort

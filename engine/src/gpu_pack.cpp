@@ -1,0 +1,232 @@
+// A GPU's backend: who sits where. Slots of the state, inputs of jobs, batches, seats, and what to do when memory is short.
+#include "gpu.h"
+
+#include "half.h"
+#include "philox.h"
+
+#include <algorithm>
+
+namespace rlsd {
+namespace {
+
+constexpr double launch_share = 0.25;  // of a chunk's time that does not depend on its lanes, in lanes
+
+}  // namespace
+
+void Gpu::pack(const Jobs &active) {
+    device_.enter();
+    device_.wait();
+    try {
+        settle(active);
+        while (!seat_all(active)) {
+        }
+    } catch (const ort::OrtError &error) {
+        if (is_out_of_memory(error)) throw Error(RLSD_OUT_OF_MEMORY, error.what());
+        throw Error(RLSD_RUNTIME_ERROR, error.what());
+    }
+}
+
+// Every active job has a place: rows of the state that follow each other, and its inputs on the device.
+void Gpu::settle(const Jobs &active) {
+    std::erase_if(guests_, [&](const auto &guest) {
+        return std::none_of(active.begin(), active.end(), [&](const auto &job) { return job.get() == guest.first; });
+    });
+    std::map<std::int32_t, std::int64_t> taken;  // first slot -> particles
+    for (const auto &[job, guest] : guests_) taken[guest.slot] = job->particles;
+    for (const auto &job : active) {
+        if (guests_.count(job.get()) != 0) continue;
+        std::int64_t slot = 0;
+        for (const auto &[first, particles] : taken) {
+            if (first - slot >= job->particles) break;
+            slot = first + particles;
+        }
+        if (slot + job->particles > slots_) grow(slot + job->particles);
+        Guest guest{job, static_cast<std::int32_t>(slot), inputs_of(*job), bundle_.manifest().cotangent_scales.at("decoder"), 0};
+        taken[guest.slot] = job->particles;
+        draw(*job, guests_.emplace(job.get(), std::move(guest)).first->second);
+    }
+}
+
+void Gpu::grow(std::int64_t slots) {
+    slots = std::max(slots, 2 * slots_);
+    for (DeviceState *state : {&state_, &backup_})
+        for (cuda::Buffer *array : state->all()) {
+            const bool image = array == &state->x || array == &state->m_x || array == &state->v_x;
+            cuda::Buffer larger(device_, floats(slots * (image ? image_ : latent_)));
+            device_.fill(larger.at(), 0, larger.bytes());
+            if (array->bytes() != 0) device_.copy(larger.at(), array->at(), array->bytes());
+            device_.wait();  // before the old one goes
+            *array = std::move(larger);
+        }
+    slots_ = slots;
+}
+
+// The initial particles, by the kernel, in lanes of their own.
+void Gpu::draw(Job &job, const Guest &guest) {
+    const auto particles = static_cast<std::size_t>(job.particles);
+    const cuda::Pinned table(device_, particles * sizeof(LaneWords));
+    const cuda::Buffer words(device_, particles * sizeof(LaneWords));
+    for (std::int32_t i = 0; i < job.particles; ++i) {
+        LaneReals unused;
+        fill_lane({&job, i}, {guest.slot + i, -1, -1}, guest.loss_scale, table.as<LaneWords>()[i], unused);
+    }
+    device_.upload(words.at(), table.as<LaneWords>(), words.bytes());
+    const cuda::Kernel &kernel = kernels_.get("start");
+    const auto fill = [&](const cuda::Buffer &value, const cuda::Buffer &m, const cuda::Buffer &v, std::uint32_t stream,
+                          std::int64_t size) {
+        kernel.launch({cuda::ceil_div(size, kernel.constant("BLOCK")), job.particles},
+                      {words.at(), value.at(), m.at(), v.at(), static_cast<std::int32_t>(stream), static_cast<std::int32_t>(size)});
+    };
+    fill(state_.z, state_.m_z, state_.v_z, stream_initial_z, latent_);
+    if (job.augmented()) fill(state_.x, state_.m_x, state_.v_x, stream_initial_x, image_);
+    device_.wait();  // before the table goes
+}
+
+DeviceInputs Gpu::inputs_of(const Job &job) {
+    const auto given = [this](const std::vector<float> &values) {
+        cuda::Buffer buffer(device_, values.size() * sizeof(float));
+        device_.upload(buffer.at(), values.data(), buffer.bytes());
+        return buffer;
+    };
+    DeviceInputs inputs;
+    inputs.y = given(job.y);
+    for (const auto &param : job.op_params) inputs.params.push_back(given(param));
+    if (!job.context.empty()) inputs.context = context_of(job.context);
+    if (job.params.guidance != 1) inputs.null_context = context_of(bundle_.null_context());
+    device_.wait();
+    return inputs;
+}
+
+// What the denoiser takes for a context: itself in halves, or what the graph `context` makes of it; for one sample.
+std::vector<cuda::Buffer> Gpu::context_of(const std::vector<float> &context) {
+    const std::int64_t batch = bundle_.batches().front();
+    std::vector<std::uint16_t> halves;
+    for (std::int64_t i = 0; i < batch; ++i)
+        std::transform(context.begin(), context.end(), std::back_inserter(halves), to_half);
+    DeviceTensors tensors(device_);
+    const auto given = tensors.make("context", ort::Type::float16, halves.size());
+    device_.upload(given, halves.data(), halves.size() * sizeof(std::uint16_t));
+    std::vector<cuda::Buffer> found;
+    const auto keep = [&](const ort::TensorInfo &info) {
+        cuda::Buffer &buffer = found.emplace_back(device_, info.bytes() / static_cast<std::size_t>(batch));
+        device_.copy(buffer.at(), tensors.at(info.name), buffer.bytes());
+    };
+    std::optional<DeviceGraph> graph;
+    if (bundle_.has("context")) {
+        graph.emplace(bundle_, device_, "context", batch, tensors, [](const std::string &name) { return name; }, false);
+        graph->enqueue();
+    }
+    for (const auto &info : bundle_.session("denoiser", batch).inputs())
+        if (info.name != "z_t" && info.name != "t") keep(info);
+    device_.wait();
+    if (graph) graph->check();
+    return found;
+}
+
+// Of a tick in a batch of this size: as `rlsd tune` measured it, or in proportion to its lanes.
+double Gpu::time_of(std::int64_t size) const {
+    const auto found = tuned_.find(size);
+    return found != tuned_.end() ? found->second : double(size) + launch_share;
+}
+
+// The batches for so many lanes: of all ways, one that takes the least time, if that of a batch grows with its size.
+std::vector<std::int64_t> Gpu::sizes_for(std::int64_t lanes) const {
+    std::vector<double> least{0};
+    std::vector<std::int64_t> last{0};
+    for (std::int64_t n = 1; n <= lanes; ++n) {
+        least.push_back(0), last.push_back(0);
+        for (const std::int64_t size : bundle_.batches()) {
+            if (size > largest_) continue;
+            const double time = time_of(size) + least[static_cast<std::size_t>(std::max<std::int64_t>(0, n - size))];
+            if (last.back() == 0 || time < least.back()) least.back() = time, last.back() = size;
+        }
+    }
+    std::vector<std::int64_t> sizes;
+    for (std::int64_t n = lanes; n > 0; n -= sizes.back()) sizes.push_back(last[static_cast<std::size_t>(n)]);
+    std::sort(sizes.rbegin(), sizes.rend());
+    return sizes;
+}
+
+// False: the memory does not allow the largest batch, which is smaller now.
+bool Gpu::seat_all(const Jobs &active) {
+    seated_.clear();
+    for (Seat &seat : seats_) seat.leave();
+    std::vector<Job *> far, close;
+    for (const auto &job : active)
+        if (job->params.gamma > 0 && job->particles > 1) (job->in_features() ? far : close).push_back(job.get());
+    near_->seat(close);
+    if (seen_) seen_->seat(far);
+    try {
+        for (const OperatorInfo &op : bundle_.manifest().operators) {
+            std::vector<Lane> lanes;
+            for (const auto &job : active)
+                if (job->op == &op)
+                    for (std::int64_t i = 0; i < job->particles; ++i) lanes.push_back({job.get(), i});
+            seat_operator(op, lanes);
+        }
+        return true;
+    } catch (const std::exception &error) {
+        seated_.clear();
+        const auto &batches = bundle_.batches();
+        const auto tried = std::find(batches.begin(), batches.end(), largest_);
+        if (!is_out_of_memory(error) || tried == batches.begin()) throw;
+        seats_.remove_if([this](const Seat &seat) { return seat.size() == largest_; });
+        bundle_.close_sessions(largest_);
+        largest_ = *(tried - 1);
+        return false;
+    }
+}
+
+void Gpu::seat_operator(const OperatorInfo &op, const std::vector<Lane> &lanes) {
+    auto next = lanes.begin();
+    for (const std::int64_t size : sizes_for(static_cast<std::int64_t>(lanes.size()))) {
+        auto chunk = std::make_unique<Chunk>(device_, size);
+        for (; next != lanes.end() && static_cast<std::int64_t>(chunk->lanes.size()) < size; ++next) {
+            const Guest &guest = guests_.at(next->job);
+            const Places places{guest.slot + static_cast<std::int32_t>(next->particle), near_->row(*next->job, next->particle),
+                                seen_ ? seen_->row(*next->job, next->particle) : -1};
+            chunk->lanes.push_back({*next, places, guest.loss_scale, &guest.inputs});
+        }
+        const bool waits = chunk->any([](const Job &job) { return job.params.gamma > 0 && job.particles > 1; });
+        Seat *seat = seat_for(op, size, waits);
+        seated_.push_back({std::move(chunk), seat, waits});
+    }
+}
+
+// Chunks that wait for the repulsion keep the decoder's activations meanwhile if there is memory for a seat each; else,
+// and where nothing waits, they take turns.
+Seat *Gpu::seat_for(const OperatorInfo &op, std::int64_t size, bool waits) {
+    Seat *least = nullptr;
+    std::ptrdiff_t guests = 0;
+    for (Seat &seat : seats_) {
+        if (&seat.op() != &op || seat.size() != size) continue;
+        const auto here = std::count_if(seated_.begin(), seated_.end(), [&](const Seated &s) { return s.seat == &seat; });
+        if (least == nullptr || here < guests) least = &seat, guests = here;
+    }
+    if (least != nullptr && (guests == 0 || !waits)) return least;
+    try {
+        return new_seat(op, size);
+    } catch (const std::exception &error) {
+        if (least == nullptr || !is_out_of_memory(error)) throw;
+        return least;
+    }
+}
+
+// Seats that nobody uses go before a new one is given up.
+Seat *Gpu::new_seat(const OperatorInfo &op, std::int64_t size) {
+    const auto make = [&] { return &seats_.emplace_back(bundle_, device_, kernels_, op, size); };
+    try {
+        return make();
+    } catch (const std::exception &error) {
+        if (!is_out_of_memory(error)) throw;
+        const auto used = [&](const Seat &seat) {
+            return std::any_of(seated_.begin(), seated_.end(), [&](const Seated &s) { return s.seat == &seat; });
+        };
+        const auto unused = std::count_if(seats_.begin(), seats_.end(), [&](const Seat &seat) { return !used(seat); });
+        if (unused == 0) throw;
+        seats_.remove_if([&](const Seat &seat) { return !used(seat); });
+        return make();
+    }
+}
+
+}  // namespace rlsd

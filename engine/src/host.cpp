@@ -1,0 +1,145 @@
+#include "host.h"
+
+#include "error.h"
+
+#include <algorithm>
+#include <numeric>
+
+namespace rlsd {
+namespace {
+
+constexpr std::int64_t rows_at_once = 16;  // of the kernel matrix, in one piece of parallel work
+
+}  // namespace
+
+Host::Host(Bundle &bundle, std::size_t threads, const std::atomic<bool> &cancelled)
+    : bundle_(bundle), cancelled_(cancelled), workers_(threads), scratch_(workers_.count()) {
+    bundle_.open_sessions();
+}
+
+std::string Host::describe() {
+    std::size_t bytes = 0;
+    if (!bundle_.manifest().operators.empty())
+        bytes = Batch(bundle_, bundle_.manifest().operators[0], bundle_.batches().back()).bytes() /
+                static_cast<std::size_t>(bundle_.batches().back());
+    return text("device cpu\nthreads ", workers_.count(), "\nbytes_per_particle ", bytes, "\n");
+}
+
+void Host::prepare(const OperatorInfo &op) {
+    for (const std::int64_t batch : bundle_.batches()) bundle_.session("operator." + op.name + ".loss", batch);
+}
+
+void Host::pack(const Jobs &active) {
+    used_.clear();
+    for (const OperatorInfo &op : bundle_.manifest().operators) {
+        std::vector<Lane> lanes;
+        for (const auto &job : active)
+            if (job->op == &op)
+                for (std::int64_t i = 0; i < job->particles; ++i) lanes.push_back({job.get(), i});
+        pack_operator(op, std::move(lanes));
+    }
+}
+
+// Large batches as long as every worker gets one, smaller ones for the rest.
+void Host::pack_operator(const OperatorInfo &op, std::vector<Lane> lanes) {
+    const auto workers = static_cast<std::int64_t>(workers_.count());
+    auto next = lanes.begin();
+    for (auto size = bundle_.batches().rbegin(); size != bundle_.batches().rend(); ++size) {
+        const bool smallest = size + 1 == bundle_.batches().rend();
+        while (next != lanes.end() && (smallest || lanes.end() - next >= *size * workers)) {
+            for (std::int64_t worker = 0; worker < workers && next != lanes.end(); ++worker) {
+                const auto end = next + std::min<std::ptrdiff_t>(*size, lanes.end() - next);
+                use(op, *size, {next, end});
+                next = end;
+            }
+        }
+    }
+}
+
+void Host::use(const OperatorInfo &op, std::int64_t size, std::vector<Lane> lanes) {
+    Batch *free = nullptr;
+    for (Batch &batch : batches_)
+        if (&batch.op() == &op && batch.size() == size && std::find(used_.begin(), used_.end(), &batch) == used_.end())
+            free = &batch;
+    if (free == nullptr) free = &batches_.emplace_back(bundle_, op, size);
+    free->seat(std::move(lanes));
+    used_.push_back(free);
+}
+
+void Host::each(const std::vector<Batch *> &batches, void (Batch::*stage)()) {
+    const double start = now_seconds();
+    workers_.run(batches.size(), [&](std::size_t i, std::size_t) {
+        if (cancelled_ || !batches[i]->error.empty()) return;
+        try {
+            (batches[i]->*stage)();
+        } catch (const std::exception &error) {
+            batches[i]->error = error.what();
+        }
+    });
+    parallel_ += (now_seconds() - start) * double(workers_.count());
+}
+
+void Host::tick(const Jobs &active) {
+    parallel_ = 0;
+    early_.clear();
+    late_.clear();
+    for (Batch *batch : used_) (batch->waits() ? late_ : early_).push_back(batch);
+    each(late_, &Batch::first);
+    repel(active);
+    each(late_, &Batch::second);
+    each(early_, &Batch::both);
+    collect();
+}
+
+// Each job's repulsion, in pieces of some rows; a row's sums run over the particles in order, whoever computes it.
+void Host::repel(const Jobs &active) {
+    struct Piece {
+        Job *job;
+        Crowd crowd;
+        std::int64_t first, last;
+    };
+    const double start = now_seconds();
+    std::vector<Piece> pieces;
+    for (const auto &job : active) {
+        if (!job->repelled() || job->broken >= 0) continue;
+        const Crowd crowd = job->crowd();
+        for (std::int64_t row = 0; row < crowd.n; row += rows_at_once)
+            pieces.push_back({job.get(), crowd, row, std::min(crowd.n, row + rows_at_once)});
+    }
+    if (pieces.empty()) return;
+    std::vector<double> spent(workers_.count());
+    spent[0] = now_seconds() - start;
+    workers_.run(pieces.size(), [&](std::size_t i, std::size_t worker) {
+        if (cancelled_) return;
+        const double begin = now_seconds();
+        const Piece &piece = pieces[i];
+        for (std::int64_t row = piece.first; row < piece.last; ++row)
+            repulsion_row(piece.crowd, row, &piece.job->repulsion[static_cast<std::size_t>(row * piece.crowd.d)],
+                          scratch_[worker]);
+        spent[worker] += now_seconds() - begin;
+    });
+    const double busy = std::accumulate(spent.begin(), spent.end(), 0.0);
+    times_.repulsion += busy;
+    parallel_ += (now_seconds() - start) * double(workers_.count()) - busy;
+}
+
+// Times of the batches, and failures to the jobs that sat in them.
+void Host::collect() {
+    Times tick;
+    for (Batch *batch : used_) {
+        tick.add(batch->times);
+        batch->times = {};
+        if (batch->error.empty()) continue;
+        for (const Lane &lane : batch->lanes()) lane.job->fail(RLSD_RUNTIME_ERROR, batch->error);
+        batch->error.clear();
+    }
+    times_.add(tick);
+    idle_ += std::max(0.0, parallel_ - tick.busy());
+}
+
+void Host::stats(rlsd_stats &out) const {
+    times_.give(out);
+    out.idle = idle_;
+}
+
+}  // namespace rlsd

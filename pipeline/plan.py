@@ -1,0 +1,87 @@
+"""Where the memory of a GPU goes for a bundle: counted from its manifest, without a GPU.
+
+What the engine allocates (engine/src/gpu.cpp, seat.cpp) is counted to the byte but for a few small tables; what ONNX
+Runtime needs while a graph runs is the peak that `rlsd export` found in the graph, without its libraries' workspaces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from rlsd.pipeline.errors import InputError
+
+HALF, FLOAT = 2, 4
+STATE = 2 * 3 * FLOAT  # value and two moments, and a copy of them from before the tick
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Bytes of one batch on the device: tensors that graphs read and write, and what runs of its graphs need."""
+
+    batch: int
+    tensors: int
+    graphs: int | None  # None: the bundle does not say
+
+    @property
+    def total(self) -> int:
+        return self.tensors + (self.graphs or 0)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes: weights once; each particle's state; each job's inputs; each seat."""
+
+    weights: int
+    particle: int
+    job: int
+    seats: Sequence[Seat]
+
+    def total(self, particles: int, jobs: int = 1, batch: int | None = None) -> int:
+        """With so many particles in flight, each in a seat of its own of this batch, default the largest."""
+        seat = self.seats[-1] if batch is None else next(s for s in self.seats if s.batch == batch)
+        return self.weights + particles * self.particle + jobs * self.job + -(-particles // seat.batch) * seat.total
+
+    def most_particles(self, memory: int) -> int:
+        """How many fit with the kept activations of all: what one job under repulsion can have at full speed."""
+        seat = self.seats[-1]
+        lanes = max(0, memory - self.weights - self.job) // (seat.batch * self.particle + seat.total)
+        return int(lanes * seat.batch)
+
+
+def read_plan(bundle: Path) -> Plan:
+    """The plan of a bundle for CUDA. InputError for another."""
+    try:
+        lines = [line.split() for line in (bundle / "manifest.txt").read_text().splitlines()]
+    except (OSError, UnicodeDecodeError):
+        raise InputError(f"{bundle}: no bundle here: its manifest.txt cannot be read") from None
+    facts = {words[0]: words[1:] for words in lines if len(words) > 1}
+    if facts.get("target") != ["cuda"]:
+        raise InputError(f"{bundle}: the plan is of the memory of a GPU, and this bundle is not for CUDA")
+    latent, image = (prod(map(int, facts[name])) for name in ("latent", "image"))
+    context = prod(map(int, facts["context"])) if "context" in facts else 0
+    features = int(facts["feature_dim"][0]) if "feature_dim" in facts else 0
+    operators = {w[1]: prod(map(int, w[2:])) for w in lines if w[0] == "operator"}
+    for words in lines:
+        if words[0] == "operator_param":
+            operators[words[1]] += prod(map(int, words[3:]))
+    operator = max(operators.values(), default=0)
+    sizes = {words[1]: int(words[2]) for words in lines if words[0] == "file"}
+    counted = [words for words in lines if words[0] == "info" and words[1] in ("kept", "peak")]
+    info = {(words[1], words[2], words[3]): int(words[4]) for words in counted}
+    contexts = [(value, int(size)) for (kind, name, size), value in info.items() if (kind, name) == ("kept", "context")]
+    keys = contexts[0][0] // contexts[0][1] if contexts else HALF * context
+    per_lane = latent * (FLOAT + 5 * HALF) + image * (2 * FLOAT + 2 * HALF) + FLOAT * operator + 2 * keys
+    per_lane += features * 2 * HALF + (image * HALF if features else 0)
+    seats = []
+    for batch in sorted({int(w[2]) for w in lines if w[0] == "graph" and w[1] == "denoiser"}):
+        kept = sum(
+            value
+            for (kind, name, size), value in info.items()
+            if kind == "kept" and name != "context" and int(size) == batch
+        )
+        peaks = [value for (kind, _, size), value in info.items() if kind == "peak" and int(size) == batch]
+        seats.append(Seat(batch, batch * per_lane + kept, sum(peaks) if peaks else None))
+    return Plan(sizes.get(facts.get("weights", [""])[0], 0), STATE * (latent + image), FLOAT * operator + keys, seats)

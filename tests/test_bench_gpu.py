@@ -1,0 +1,240 @@
+"""The GPU benchmark's road on a CPU, and the parts of it that are arithmetic; no figure here is one of a GPU."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rlsd.bench import report
+from rlsd.bench.gpu import __main__ as race
+from rlsd.bench.gpu import agreement, arrivals, crowds, plan, prepare, targets, timing, work
+from rlsd.bench.gpu.roof import Roof
+from rlsd.bench.gpu.subject import Bench, Subject, Wrong
+from rlsd.bench.problem import PARAMS, frozen, torch_loop
+from rlsd.engine import Result, library_path
+from rlsd.export.checkpoint import load
+from rlsd.models.fashion import PATH
+
+ROOT = Path(__file__).parent.parent
+CPU = torch.device("cpu")
+ROOF = Roof(matrix=8e14, single=5e13, copy=2.5e12)
+
+
+@pytest.fixture(scope="module")
+def networks() -> Any:
+    return frozen(load(PATH / "checkpoint", None, ["inpainting"], None))
+
+
+def test_the_whole_road_at_toy_sizes(tmp_path: Path) -> None:
+    out = tmp_path / "lines.jsonl"
+    words = ["--device", "cpu", "--toy", "--out", str(out), "--particles", "2", "--rounds", "1"]
+    assert race.main([*words, "--methods", "shared", "published"]) == 0
+    lines = [json.loads(row) for row in out.read_text().splitlines()]
+    assert {line["section"] for line in lines} == {"A", "B", "C", "D", "E", "F", "agreement"}
+    assert not [line for line in lines if "wrong" in line or "failed" in line]
+    assert all(line["toy"] and line["commit"] and line["machine"] and line["versions"]["torch"] for line in lines)
+    timed = [line for line in lines if "roofline_share" in line]
+    assert timed and all(line["roofline_share"] > 0 and line["error"] < 1e-3 for line in timed)
+    steps = {line["method"]: line for line in lines if line["section"] == "A"}
+    assert steps.keys() == {"engine", "shared", "published"}
+    assert steps["engine"]["speedup"].keys() == {"shared", "published"}
+    assert report.write(tmp_path, tmp_path / "report").read_text().count("A rehearsal") == 1
+    assert (ROOT / "bench" / "results").is_dir() and not list((ROOT / "bench" / "results").glob("gpu-none*"))
+
+
+def test_the_shell_script_rehearses(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHON": sys.executable, "LIBRARY": str(library_path())}
+    words = ["--sections", "D", "--networks", "sd15"]
+    command = ["bash", str(ROOT / "bench" / "gpu_check.sh"), "--rehearse", *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "### D: repulsion" in done.stdout and "### Triton kernels" in done.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert race.main([]) == 2
+    assert "no CUDA device" in capsys.readouterr().err
+    done = subprocess.run(["bash", str(ROOT / "bench" / "gpu_check.sh")], capture_output=True, text=True)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--toy"], "--out"),
+        (["--device", "cpu"], "--toy"),
+        (["--bundle", "b"], "belong together"),
+    ],
+)
+def test_bad_options(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        race.parse(words)
+    assert said in capsys.readouterr().err
+
+
+def test_no_case_is_begun_when_the_time_is_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--device", "cpu", "--toy", "--out", str(tmp_path / "x"), "--minutes", "0", "--sections", "D", "F"]
+    assert race.main(words) == 0
+    said = capsys.readouterr().out
+    assert "no time was left for D N=4 D=384" in said and "no time was left for F fashion" in said
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_wrong_result_gets_no_figure(networks: Any, tmp_path: Path) -> None:
+    bench = Bench(CPU, ROOF, rounds=1)
+    broken = replace(networks, denoiser=torch.nn.Identity())
+    broken.denoiser.forward = lambda z, t, context: networks.denoiser(z, t, context) * 1.1  # type: ignore[assignment]
+    subject = Subject("fashion", networks, PATH / "bundle", bench)
+    subject.exact = broken  # the reference differs: then the engine is what is wrong
+    lines = plan.steps.full_steps(subject, 2, [])
+    subject.close()
+    assert len(lines) == 1 and "wrong" in lines[0] and "median" not in lines[0]
+    assert race.summary(lines, []) == 1
+    with pytest.raises(Wrong):
+        Subject(
+            "fashion", networks, PATH / "bundle", bench, references={(2, PARAMS.gamma): np.ones((2, 1, 32, 32))}
+        ).check("shared", 2)
+
+
+@pytest.mark.parametrize("given", [{"chunk": 2}, {"published": True}, {"layout": torch.channels_last}])
+@pytest.mark.parametrize("features", [True, False])
+def test_the_baselines_take_the_same_steps(networks: Any, given: dict[str, Any], features: bool) -> None:
+    chosen = networks if features else replace(networks, features=None)
+    found = []
+    for options in ({}, given):
+        loop = torch_loop(chosen, 3, replace(PARAMS, steps=4), **options)
+        for _ in range(3):
+            loop.step()
+        loop.finish()
+        found.append(loop.x)
+    assert (found[0] - found[1]).norm() <= 1e-4 * found[0].norm()
+
+
+@pytest.mark.parametrize("name", [name for name in crowds.METHODS if name != "keops"])
+@pytest.mark.parametrize(("N", "D"), [(2, 5), (3, 8), (9, 33), (40, 7)])
+def test_all_define_the_same_repulsion(name: str, N: int, D: int) -> None:
+    phi = torch.randn(N, D, generator=torch.Generator().manual_seed(1))
+    want = crowds.gram(phi.double())
+    assert (crowds.METHODS[name](phi) - want).norm() <= 1e-5 * want.norm()
+    exact = crowds.naive.repulsion(phi.double(), torch.tensor([0, N]), *[torch.zeros(1, dtype=torch.int64)] * 3)[0]
+    assert torch.allclose(exact, want, rtol=1e-9, atol=1e-12)
+
+
+def test_work_of_a_bundle() -> None:
+    found = work.of_bundle(PATH / "bundle", dict.fromkeys(work.STEP, 1e8))
+    assert found.largest == 16 and set(found.graphs) == set(work.STEP)
+    assert found.operations(3) == 15e8
+    latent, image = 4 * 8 * 8 * 4, 32 * 32 * 4
+    assert found.graphs["denoiser"].passed == 2 * latent + 8 + 64 * 4  # z_t, eps, t, context
+    kept = found.graphs["decoder"].passed - latent - image
+    assert kept > 0 and found.graphs["decoder_pull"].passed >= kept
+    more, less = (found.moved(n, ["denoiser"]) for n in (17, 16))
+    assert more - less == found.graphs["denoiser"].passed + found.graphs["denoiser"].weights  # read once more
+    each = [found.least_seconds(ROOF, 8, [name]) for name in work.STEP]
+    assert found.least_seconds(ROOF, 8) == pytest.approx(sum(each))
+
+
+def test_operations_of_a_bundle_for_cuda_come_from_its_manifest(tmp_path: Path) -> None:
+    for file in (PATH / "bundle").glob("de*.b2.onnx"):
+        (tmp_path / file.name).symlink_to(file)
+    text = "graph denoiser 2 denoiser.b2.onnx\ninfo operations denoiser 2 500\ngraph operator.x.loss 4 nothing.onnx\n"
+    (tmp_path / "manifest.txt").write_text(text)
+    found = work.of_bundle(tmp_path, {})
+    assert found.operations(3) == 750 and found.largest == 2
+
+
+def test_roofline_of_algorithm_md() -> None:
+    """5.87 TFLOP a particle-step at 790 TFLOP/s: 7.43 ms, 134.7 a second."""
+    roof = Roof(matrix=790e12, single=1, copy=1e30)
+    graphs = {"denoiser": 0.803e12, "decoder": 2.515e12, "decoder_pull": 2.549e12}
+    counted = work.Work({name: work.Graph(flop, 0, 0) for name, flop in graphs.items()}, 8)
+    assert 1 / counted.least_seconds(roof, 1) == pytest.approx(134.7, abs=0.1)
+
+
+def test_launches_and_waits_are_told_by_their_names() -> None:
+    events = {
+        "cudaLaunchKernel": 3, "cuLaunchKernelEx": 2, "cudaMemcpyAsync": 1, "cudaStreamSynchronize": 4,
+        "cudaDeviceSynchronize": 9, "cutlass_LaunchKernel": 5, "aten::mm": 7, "cuGraphLaunch": 1,
+    }  # fmt: skip
+    assert timing.counts(events) == {"launches": 7, "synchronisations": 4}
+
+
+def test_idle_share() -> None:
+    assert timing.idle_share([]) == 0
+    assert timing.idle_share([(0, 4), (1, 2), (6, 10)]) == pytest.approx(0.2)
+    assert timing.idle_share([(5, 6), (0, 5)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdicts"),
+    [
+        ({"section": "A", "particles": 8, "speedup": {"published": 9}, "median": 60.0}, ["missed", "met"]),
+        ({"section": "A", "particles": 4}, []),
+        ({"section": "A", "particles": 8, "method": "shared"}, []),
+        ({"section": "B", "batch": 8, "both_ways": False, "roofline_share": 0.6}, ["met"]),
+        ({"section": "B", "batch": 4, "both_ways": False, "roofline_share": 0.6}, []),
+        ({"section": "C", "batch": 8, "both_ways": True, "roofline_share": 0.5, "speedup": {"compiled": 1.6}},
+         ["missed", "met"]),
+        ({"section": "D", "particles": 256, "speedup": {"pytorch": 4.9}}, ["missed"]),
+        ({"section": "D", "particles": 1024, "speedup": {"pytorch": 4.9}}, []),
+        ({"section": "E", "median": 0.01}, ["met"]),
+        ({"section": "F", "speedup": {"one by one": 2.5}}, ["met"]),
+    ],
+)  # fmt: skip
+def test_targets(changes: dict[str, Any], verdicts: list[str]) -> None:
+    line = {"method": "engine", "case": "some", "median": 100.0, **changes}
+    judged = targets.judge(line)
+    assert [each["verdict"] for each in judged] == verdicts
+    assert set(targets.not_measured(judged)) == set(targets.ALL) - {each["target"] for each in judged}
+    assert targets.judge({key: value for key, value in line.items() if key != "median"} | {"wrong": "it is"}) == []
+
+
+def test_a_missed_target_is_no_error() -> None:
+    line = {"section": "E", "method": "engine", "case": "some", "median": 0.5, "unit": "share"}
+    assert race.summary([{**line, "targets": targets.judge(line)}], []) == 0
+    assert race.summary([{**line, "method": "keops", "failed": "it broke"}], []) == 0
+    assert race.summary([{**line, "failed": "it broke"}], []) == 1
+
+
+def test_agreement_is_judged() -> None:
+    image = np.random.default_rng(0).uniform(-1, 1, (1, 32, 32)).astype(np.float32)
+    noise = np.random.default_rng(1).standard_normal((4, 1, 32, 32)).astype(np.float32)
+    result = lambda scale: Result(image + scale * noise, noise, 0.0)  # noqa: E731
+    same = agreement.judge(result(0.1), result(0.1), result(0.1), image)
+    assert "wrong" not in same and same["median"] == 0 and same["same_bytes_repeated"]
+    assert "PSNR" in agreement.judge(result(0.1), result(0.2), result(0.2), image)["wrong"]
+    assert "other bytes" in agreement.judge(result(0.1), result(0.1), result(0.1001), image)["wrong"]
+
+
+def test_two_jobs_cannot_be_packed_to_twice_the_speed() -> None:
+    """The third mix, two jobs that do not arrive together: NOTES.md says so."""
+    bounds = [arrivals.at_most(jobs, arrivals.STEPS) for jobs, _ in arrivals.MIXES]
+    assert bounds == pytest.approx([4.97, 3.17, 1.84], abs=0.01)
+
+
+def test_an_export_that_is_missing_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare, "KEPT", tmp_path)
+    running = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    with pytest.raises(prepare.LeftOut, match="not done in time"):
+        prepare.wait("sd15", running, 0)
+    running.kill()
+    running.wait()
+    with pytest.raises(RuntimeError, match="failed with status"):
+        prepare.wait("sd15", running, 10)
+    prepare.bundle_path("sd15").mkdir()
+    prepare.wait("sd15", running, 0)
+    assert prepare.compile_seconds("sd15", 8) > 100
+    prepare.note_compiled("sd15", 8)
+    assert prepare.compile_seconds("sd15", 8) < 100
+    assert math.isinf(plan.Budget(math.inf).left())

@@ -1,0 +1,438 @@
+"""The engine on CUDA without a GPU: over the stand-in for the driver, with the Triton kernels run by their interpreter.
+
+Tiny networks, so that what is tested is the engine: state, tables, launches, copies, seats, errors. The last test has
+a Stable Diffusion of toy size, whose GroupNorm and the like go through the engine's operators and our kernels.
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("triton")
+pytest.importorskip("onnx")
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("needs Triton's interpreter, which a GPU switches off", allow_module_level=True)
+
+import fake_cuda
+from bundle_factory import write_bundle
+from hosted import hosted_bundle
+from tiny import CONTEXT, make_job, make_nets, reference
+
+from rlsd.engine import Engine, Job, Params, RlsdError, dlpack
+from rlsd.pipeline import cli
+from rlsd.pipeline.plan import read_plan
+
+NETS = make_nets()
+PARAMS = {"steps": 6, "lr_x": 0.05, "lr_z": 0.05, "lambda_": 0.3, "repulsion_until": 0.8}
+SCRATCH = 8 << 20  # of the operators: engine/src/device_ops.cpp
+TOLERANCE = 1e-2  # of values in halves, after 5 steps of Adam
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    return hosted_bundle(write_bundle(folder / "cpu", NETS, 1, 2, 4), folder / "cuda")
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch):
+    """The stand-in, in its first state; afterwards nothing may be left over and no fault have been seen."""
+    driver = fake_cuda.load()
+    driver.reset()
+    driver.run_kernels()
+    monkeypatch.setenv("RLSD_LIBCUDA", driver.path)
+    yield driver
+    driver.check()
+    assert driver.live() == ""
+
+
+def difference(found: np.ndarray, wanted: np.ndarray) -> float:
+    return float(np.abs(found - wanted).max() / np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("repulsion, gamma", [("auto", 0.0), ("features", 3.0), ("latent", 3.0)])
+@pytest.mark.parametrize("variant", ["rlsd", "rlsd-nonaug"])
+@pytest.mark.parametrize("operator", ["inpainting", "saturate"])
+def test_agreement(fake, bundle, operator, variant, repulsion, gamma):
+    params = Params(variant=variant, repulsion=repulsion, gamma=gamma, **PARAMS)
+    job = make_job(NETS, operator, particles=3, seed=2**40 + 3, item=7, params=params)
+    with Engine(bundle, device="cuda:0") as engine:
+        (result,) = engine.reconstruct([job])
+    assert difference(result.particles, reference(NETS, job)) < TOLERANCE
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_guidance_and_context(fake, bundle, guidance):
+    context = np.random.default_rng(1).standard_normal(CONTEXT).astype(np.float32)
+    job = make_job(NETS, particles=2, context=context, params=Params(guidance=guidance, **PARAMS))
+    with Engine(bundle) as engine:
+        (result,) = engine.reconstruct([job])
+        assert engine.stats()["denoiser_runs"] == 2 * 5 * (1 if guidance == 1 else 2)
+    assert difference(result.particles, reference(NETS, job)) < TOLERANCE
+
+
+def jobs_of_all_kinds():
+    common = {"params": Params(gamma=2.0, **PARAMS)}
+    return [
+        make_job(NETS, "saturate", particles=3, item=1, **common),
+        make_job(NETS, "inpainting", particles=1, item=2, params=Params(**{**PARAMS, "steps": 3})),
+        make_job(NETS, "inpainting", particles=5, item=3, params=Params(gamma=2.0, repulsion="latent", **PARAMS)),
+        make_job(NETS, "inpainting", particles=2, item=4, params=Params(variant="rlsd-nonaug", **PARAMS)),
+    ]
+
+
+def test_a_job_is_the_same_alone_and_in_company(fake, bundle):
+    jobs = jobs_of_all_kinds()
+    alone = []
+    for job in jobs:
+        with Engine(bundle) as engine:
+            alone += engine.reconstruct([job])
+    for limit in (0, 4):
+        with Engine(bundle, max_particles=limit) as engine:
+            together = engine.reconstruct(jobs)
+        for one, other in zip(alone, together, strict=True):
+            assert one.particles.tobytes() == other.particles.tobytes()
+            assert one.latents.tobytes() == other.latents.tobytes()
+
+
+def test_jobs_join_between_ticks(fake, bundle):
+    jobs = jobs_of_all_kinds()
+    with Engine(bundle) as engine:
+        wanted = [engine.reconstruct([job])[0].particles for job in jobs]
+        handles = []
+        for job in jobs:
+            handles.append(engine.submit(job))
+            engine.tick()
+        engine.run()
+    assert all(np.array_equal(handle.result().particles, want) for handle, want in zip(handles, wanted, strict=True))
+
+
+def test_launches_follow_the_step(fake, bundle):
+    """What a tick asks of the driver, once the particles are seated: order, grids, and the one wait."""
+    with Engine(bundle) as engine:
+        engine.submit(make_job(NETS, particles=4, params=Params(gamma=2.0, **PARAMS)))
+        engine.tick()
+        engine.tick()
+        before = engine.stats()
+        fake.clear_log()
+        engine.tick()
+        log, after = fake.log(), engine.stats()
+        engine.cancel()
+    launches = [re.sub(r" stream.*", "", line.split(" ", 1)[1]) for line in log if line.startswith("cuLaunchKernel")]
+    assert launches == [
+        "gather_features_fp16 grid 1,4,1", "repulsion_distances_4 grid 1,1,1", "repulsion_crowd_4 grid 1,1,1",
+        "spread_repulsion_fp16 grid 1,4,1", "step_x_fp16_nchw grid 1,4,1", "step_z_fp16_nchw grid 1,4,1",
+    ]  # fmt: skip
+    graphs = [line for line in log if line.startswith("cuLaunchHostFunc")]
+    assert len(graphs) == 6  # decoder, features, loss, features' pull-back, denoiser, decoder's pull-back
+    assert sum(line.startswith("cuStreamSynchronize") for line in log) == 1
+    assert after["launches"] - before["launches"] == len(launches) + len(graphs)
+    assert after["synchronisations"] - before["synchronisations"] == 1
+    assert not [line for line in log if re.match(r"cuMem(Alloc|Free|HostAlloc)", line)]
+
+
+def test_memory_that_is_short_makes_batches_smaller(fake, bundle):
+    job = make_job(NETS, particles=4, params=Params(**PARAMS))
+    with Engine(bundle) as engine:
+        (wanted,) = engine.reconstruct([job])
+        most = fake.count("cuLaunchHostFunc")
+    with Engine(bundle) as engine:  # the first seat, of 4 lanes, does not fit
+        fake.fail("cuMemAlloc_v2", allocations_before_the_seat(fake, engine, job) + 3, 2)
+        (found,) = engine.reconstruct([job])
+        assert fake.count("cuLaunchHostFunc") > 2 * most
+    assert found.particles.tobytes() == wanted.particles.tobytes()
+
+
+def allocations_before_the_seat(fake, engine, job) -> int:
+    """State and its backup, the job's inputs, the repulsion's arrays: what comes before any seat."""
+    return 12 + 1 + 2 + len(job.operator_params)
+
+
+def test_too_little_memory_for_anything_is_an_error(fake, bundle):
+    with Engine(bundle) as engine:
+        for n in range(400):
+            fake.fail("cuMemAlloc_v2", 1 + n, 2)
+        handle = engine.submit(make_job(NETS, particles=2, params=Params(**PARAMS)))
+        with pytest.raises(RlsdError, match=r"cannot allocate .* bytes on the device"):
+            engine.run()
+        assert handle.info().status == 5 and not handle._particles.any()
+        fake.reset()
+        fake.run_kernels()
+
+
+CALLS = [
+    "cuInit", "cuDeviceGetCount", "cuDeviceGet", "cuDeviceGetName", "cuDeviceGetAttribute", "cuDevicePrimaryCtxRetain",
+    "cuCtxSetCurrent", "cuMemAlloc_v2", "cuMemHostAlloc", "cuMemcpyHtoDAsync_v2", "cuMemcpyDtoHAsync_v2",
+    "cuMemcpyDtoDAsync_v2", "cuMemsetD8Async", "cuStreamCreate", "cuStreamSynchronize", "cuEventCreate",
+    "cuEventRecord", "cuEventElapsedTime", "cuModuleLoadData", "cuModuleGetFunction", "cuLaunchKernel",
+    "cuLaunchHostFunc",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_an_error_of_any_call_is_reported_and_leaves_the_engine_whole(fake, bundle, call):
+    """The n-th call fails, for n that meet every place it is made from: an RlsdError, no leak, and a clean next run."""
+    job = make_job(NETS, particles=2, params=Params(gamma=2.0, **{**PARAMS, "steps": 3}))
+    with Engine(bundle) as engine:
+        (wanted,) = engine.reconstruct([job])
+    total = fake.count(call)
+    for n in sorted({1, 2, 3, total // 3, total // 2, 2 * total // 3, total - 1, total} - {0, -1}):
+        if n > total:
+            continue
+        fake.fail(call, n, 719)  # CUDA_ERROR_LAUNCH_FAILED
+        try:
+            with Engine(bundle) as engine:
+                try:
+                    engine.reconstruct([job])
+                except RlsdError as error:
+                    assert "719" in str(error) or "CUDA_ERROR" in str(error)
+                (again,) = engine.reconstruct([job])
+                assert again.particles.tobytes() == wanted.particles.tobytes()
+        except RlsdError as error:
+            assert re.search("CUDA_ERROR|driver does not start", str(error)), error
+
+
+def test_a_half_that_overflows_has_its_step_done_again(fake, tmp_path):
+    """Cotangents scaled so high that they overflow: the step is redone with lower ones, and the result is right."""
+    loud = hosted_bundle(write_bundle(tmp_path / "cpu", NETS, 4), tmp_path / "cuda", scales=(2.0**17, 8.0))
+    job = make_job(NETS, particles=3, params=Params(gamma=2.0, **PARAMS))
+    with Engine(loud) as engine:
+        (found,) = engine.reconstruct([job])
+        assert engine.stats()["redone"] > 0 and engine.stats()["redone"] % 3 == 0
+        assert engine.stats()["particle_steps"] == 3 * 5
+    assert difference(found.particles, reference(NETS, job)) < TOLERANCE
+
+
+def test_what_stays_infinite_ends_its_job_alone(fake, tmp_path):
+    nets = make_nets()
+    hopeless = hosted_bundle(write_bundle(tmp_path / "cpu", nets, 4), tmp_path / "cuda", scales=(2.0**60, 8.0))
+    with Engine(hopeless) as engine:
+        handle = engine.submit(make_job(nets, particles=2, params=Params(**PARAMS)))
+        with pytest.raises(RlsdError, match="particle 0: the state became NaN or infinite at step 0"):
+            engine.run()
+        assert handle.info().status == 6
+
+
+def test_graphs_can_be_evaluated(fake, bundle, tmp_path):
+    z = np.random.default_rng(0).standard_normal((5, 4, 2, 2)).astype(np.float32)
+    t = np.arange(5) * 7
+    context = np.zeros((5, *CONTEXT), np.float32)
+    with Engine(write_bundle(tmp_path / "cpu", NETS, 1)) as cpu, Engine(bundle) as engine:
+        for graph, outputs, inputs in (
+            ("decoder", ["image"], {"z": z}),
+            ("denoiser", ["eps"], {"z_t": z, "t": t, "context": context}),
+        ):
+            want, found = (each.evaluate(graph, outputs, **inputs) for each in (cpu, engine))
+            assert all(difference(found[name], want[name]) < 2e-3 for name in outputs)
+        x = np.random.default_rng(1).standard_normal((3, 1, 4, 4)).astype(np.float32)
+        found, want = (each.measure("saturate", x, gain=np.ones(1, np.float32)) for each in (engine, cpu))
+        np.testing.assert_allclose(found, want, rtol=1e-6)
+        with pytest.raises(RlsdError, match="needs input 'z'"):
+            engine.evaluate("decoder", ["image"], y=z)
+
+
+def test_device_and_bundle_have_to_fit(fake, bundle, tmp_path):
+    cpu = write_bundle(tmp_path / "cpu", NETS, 1)
+    for path, device, words in (
+        (bundle, "cpu", "exported for 'cuda'"),
+        (cpu, "cuda:0", "exported for 'cpu'"),
+        (bundle, "cuda:7", "this machine has 1 of them"),
+        (bundle, "cuda:", "allowed is cpu, or cuda:0"),
+        (bundle, "tpu", "allowed is cpu, or cuda:0"),
+    ):
+        with pytest.raises(RlsdError, match=words):
+            Engine(path, device=device)
+    fake.set_capability(8, 0)
+    with Engine(bundle) as engine, pytest.raises(RlsdError, match=r"do not run on .*sm_80.*--arch 80"):
+        engine.reconstruct([make_job(NETS, params=Params(**PARAMS))])
+
+
+def test_without_a_driver_there_is_one_sentence(bundle, monkeypatch):
+    monkeypatch.setenv("RLSD_LIBCUDA", "/nowhere/libcuda.so.1")
+    with pytest.raises(RlsdError, match="no NVIDIA driver here") as raised:
+        Engine(bundle)
+    assert raised.value.status == 9
+
+
+def test_cancel_and_release(fake, bundle):
+    with Engine(bundle) as engine:
+        handles = [engine.submit(job) for job in jobs_of_all_kinds()]
+        engine.tick()
+        handles[0].release()
+        engine.tick()
+        engine.cancel()
+        with pytest.raises(RlsdError, match="cancelled"):
+            engine.run()
+        job = jobs_of_all_kinds()[0]
+        (again,) = engine.reconstruct([job])
+    assert difference(again.particles, reference(NETS, replace(job))) < TOLERANCE
+
+
+class OnDevice:
+    """A float32 array in the stand-in's memory, as torch or CuPy would hand it over."""
+
+    def __init__(self, driver, values: np.ndarray, bits: int = 32):
+        self.driver, self.shape = driver.library, values.shape
+        self.host = np.ascontiguousarray(values, np.float32)
+        pointer = ctypes.c_uint64()
+        assert self.driver.cuMemAlloc_v2(ctypes.byref(pointer), ctypes.c_size_t(self.host.nbytes)) == 0
+        self.pointer, self.bits = pointer.value, bits
+        self.move("cuMemcpyHtoD_v2", ctypes.c_uint64(self.pointer), ctypes.c_void_p(self.host.ctypes.data))
+
+    def move(self, call: str, to, source) -> None:
+        assert getattr(self.driver, call)(to, source, ctypes.c_size_t(self.host.nbytes)) == 0
+
+    def numpy(self) -> np.ndarray:
+        back = np.empty_like(self.host)
+        self.move("cuMemcpyDtoH_v2", ctypes.c_void_p(back.ctypes.data), ctypes.c_uint64(self.pointer))
+        return back
+
+    def free(self) -> None:
+        assert self.driver.cuMemFree_v2(ctypes.c_uint64(self.pointer)) == 0
+
+    def __dlpack_device__(self):
+        return 2, 0
+
+    def __dlpack__(self, stream=None):
+        assert stream == 1
+        sizes = (ctypes.c_int64 * len(self.shape))(*self.shape)
+        self.tensor = dlpack._Tensor(self.pointer, 2, 0, len(self.shape), 2, self.bits, 1, sizes, None, 0)
+        new = ctypes.pythonapi.PyCapsule_New
+        new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+        return new(ctypes.addressof(self.tensor), b"dltensor", None)
+
+
+def test_arrays_of_the_device_pass_without_the_host(fake, bundle, tmp_path):
+    job = make_job(NETS, particles=2, params=Params(**PARAMS))
+    with Engine(bundle) as engine:
+        (wanted,) = engine.reconstruct([job])
+        y, mask = OnDevice(fake, job.y), OnDevice(fake, job.operator_params["mask"])
+        out, latents = OnDevice(fake, np.ones((2, 1, 4, 4))), OnDevice(fake, np.ones((2, 4, 2, 2)))
+        handle = engine.submit(replace(job, y=y, operator_params={"mask": mask}), out, latents)
+        assert not out.numpy().any() and not latents.numpy().any()
+        engine.run()
+        assert handle.result().particles is out and handle.result().latents is latents
+        assert out.numpy().tobytes() == wanted.particles.tobytes()
+        assert latents.numpy().tobytes() == wanted.latents.tobytes()
+        own = np.empty((2, 1, 4, 4), np.float32)
+        handle = engine.submit(job, own)
+        engine.run()
+        assert handle.result().particles is own and own.tobytes() == wanted.particles.tobytes()
+        with pytest.raises(ValueError, match="out has shape"):
+            engine.submit(job, latents)
+        with pytest.raises(ValueError, match="float32 is needed"):
+            engine.submit(replace(job, y=half_of(y)))
+        with Engine(write_bundle(tmp_path / "cpu", NETS, 1)) as cpu, pytest.raises(ValueError, match="runs on the CPU"):
+            cpu.submit(replace(job, y=y))
+        for each in (y, mask, out, latents):
+            each.free()
+
+
+def half_of(array: OnDevice) -> OnDevice:
+    other = copy.copy(array)
+    other.bits = 16
+    return other
+
+
+STABLE_DIFFUSION = """
+import sys
+import torch
+torch.set_num_threads(1)
+from pathlib import Path
+import checkpoints
+from rlsd.export import checkpoint, cuda
+from rlsd.export.package import package
+folder = Path(sys.argv[1])
+source = checkpoints.stable_diffusion(folder / "sd", text=False)
+checkpoints.vision_transformer(source / "features")
+for write, options in ((package, {}), (cuda.package_cuda, {"architectures": []})):
+    networks = checkpoint.load(source, (32, 32), ["inpainting"], source / "features")
+    write(networks, folder / write.__name__, name="toy", batches=[2], **options)
+"""
+
+
+def test_stable_diffusion_through_our_kernels(fake, tmp_path):
+    """A step of a toy Stable Diffusion on the graphs of a CUDA export, against the CPU's bundle in float32."""
+    command = [sys.executable, "-c", STABLE_DIFFUSION, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    subprocess.run(command, check=True, env=environment)
+    bundle = hosted_bundle(tmp_path / "package_cuda", tmp_path / "hosted")
+    rng = np.random.default_rng(0)
+    mask = (rng.random((1, 32, 32)) > 0.5).astype(np.float32)
+    y = 0.3 * rng.standard_normal((3, 32, 32)).astype(np.float32) * mask
+    params = Params(steps=2, gamma=20.0, lr_z=0.05, lr_x=0.1)
+    job = Job(y=y, operator="inpainting", operator_params={"mask": mask}, particles=2, params=params)
+    with Engine(tmp_path / "package") as cpu, Engine(bundle) as engine:
+        (wanted,), (found,) = (each.reconstruct([job]) for each in (cpu, engine))
+        assert engine.stats()["redone"] == 0
+    for mine, theirs in ((found.particles, wanted.particles), (found.latents, wanted.latents)):
+        assert np.linalg.norm(mine - theirs) < 2e-3 * np.linalg.norm(theirs)
+    plan = read_plan(bundle)
+    (seat,) = plan.seats
+    counted = plan.weights + 2 * plan.particle + plan.job + seat.tensors
+    assert 0 <= most_memory(fake.log()) - SCRATCH - counted < 0.02 * counted  # tables and the like are not counted
+    launched = {line.split()[1] for line in fake.log() if line.startswith("cuLaunchKernel")}
+    assert {
+        "group_norm_apply_64_fp16",
+        "add_group_norm_statistics_64_fp16",
+        "group_norm_pull_apply_64_fp16",
+    } <= launched
+    assert {"bias_residual_fp16", "interleave_fp16", "interleave_pull_fp16"} <= launched
+
+
+def most_memory(log: list[str]) -> int:
+    """The largest number of bytes of the device that were allocated at once."""
+    held: dict[str, int] = {}
+    most = 0
+    for words in map(str.split, log):
+        if words[0] == "cuMemAlloc_v2":
+            held[words[-1]] = int(words[1])
+            most = max(most, sum(held.values()))
+        elif words[0] == "cuMemFree_v2":
+            held.pop(words[-1], None)
+    return most
+
+
+def test_tuning_decides_the_batches(fake, bundle, tmp_path, capsys):
+    path = tmp_path / "bundle"
+    shutil.copytree(bundle, path)
+    assert cli.run(["tune", str(path)]) == 0
+    lines = (path / "tuning.txt").read_text().splitlines()
+    assert lines[:2] == ["rlsd-tuning 1", "device Fake GPU"] and [line.split()[1] for line in lines[3:]] == [
+        "1",
+        "2",
+        "4",
+    ]
+    assert "particle-steps/s" in capsys.readouterr().out
+    job = make_job(NETS, particles=4, params=Params(**PARAMS))
+    for times, grids in (([1, 5, 9], ["1,1,1"] * 4), ([3, 4, 9], ["1,2,1"] * 2), ([3, 4, 5], ["1,4,1"])):
+        measured = [f"batch {size} {ms}" for size, ms in zip((1, 2, 4), times)]
+        (path / "tuning.txt").write_text("\n".join([*lines[:3], *measured, ""]))
+        assert tick_grids(fake, path, job) == grids
+    for broken in (["rlsd-tuning 1", "device Other GPU", *lines[2:]], lines[:4], [*lines[:3], "batch 1 fast"]):
+        (path / "tuning.txt").write_text("\n".join([*broken, ""]))
+        with Engine(path) as engine:
+            assert "tuned" not in engine.describe()
+
+
+def tick_grids(driver, path: Path, job: Job) -> list[str]:
+    """The grids of a tick's step_z: one launch for each chunk."""
+    with Engine(path) as engine:
+        engine.submit(job)
+        engine.tick()
+        driver.clear_log()
+        engine.tick()
+        engine.cancel()
+    return re.findall(r"cuLaunchKernel step_z_fp16_nchw grid (\S+)", "\n".join(driver.log()))
