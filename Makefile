@@ -21,7 +21,7 @@ demo: $(RUN)/.ready
 test: $(DEV)/.ready native
 	$(MAKE) lint
 	$(DEV)/bin/ctest --test-dir $(BUILD) --output-on-failure
-	$(DEV)/bin/pytest tests
+	OMP_NUM_THREADS=1 $(DEV)/bin/pytest tests -n auto --maxprocesses 8 --dist loadfile
 
 lint: $(DEV)/.ready
 	$(DEV)/bin/ruff check .
