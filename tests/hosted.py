@@ -7,6 +7,7 @@ stay and launch the Triton kernels through the stand-in. Weights, kernels' lines
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import fake_cuda
@@ -20,10 +21,13 @@ ALIGNMENT, LEAST = 64, 256
 REPLACED = ("file", "weights", "kernel", "end", "target", "precision")
 
 
-def hosted_bundle(source: Path, target: Path, arch: int = 90, scales: tuple[float, float] = (64.0, 8.0)) -> Path:
+def hosted_bundle(
+    source: Path, target: Path, arch: int = 90, scales: tuple[float, float] = (64.0, 8.0), notes: Sequence[str] = ()
+) -> Path:
     """Writes `source`, a bundle for CUDA or a CPU, to the new folder `target`, with stand-ins for the cubins.
 
-    scales: of the cotangents of decoder and features, for one whose source was made for a CPU.
+    scales: of the cotangents of decoder and features, for one whose source was made for a CPU. notes: more lines of the
+    manifest.
     """
     target.mkdir(parents=True)
     lines = (source / "manifest.txt").read_text().splitlines()
@@ -33,6 +37,7 @@ def hosted_bundle(source: Path, target: Path, arch: int = 90, scales: tuple[floa
     if not for_cuda:
         named = ["decoder", *(["features"] if any(line.startswith("feature_dim") for line in lines) else [])]
         kept += [f"cotangent_scale {name} {scale}" for name, scale in zip(named, scales)]
+    kept += notes
     files: dict[str, bytes] = {}
     weights = bytearray()
     for words in map(str.split, rest):

@@ -259,6 +259,14 @@ def test_device_and_bundle_have_to_fit(fake, bundle, tmp_path):
         engine.reconstruct([make_job(NETS, params=Params(**PARAMS))])
 
 
+def test_facts_of_the_device(fake, tmp_path):
+    notes = ["info kept decoder 1 100", "info kept features 1 20", "info kept decoder 10 5000", "info kept context 1 7"]
+    path = hosted_bundle(write_bundle(tmp_path / "cpu", NETS, 1), tmp_path / "cuda", notes=notes)
+    with Engine(path) as engine:
+        assert engine.on_gpu and engine.describe()["device"] == ["Fake GPU"]
+        assert engine.describe()["capability"] == ["90"] and engine.bytes_per_particle == 120
+
+
 def test_without_a_driver_there_is_one_sentence(bundle, monkeypatch):
     monkeypatch.setenv("RLSD_LIBCUDA", "/nowhere/libcuda.so.1")
     with pytest.raises(RlsdError, match="no NVIDIA driver here") as raised:

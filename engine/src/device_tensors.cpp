@@ -24,7 +24,6 @@ cuda::DevicePointer DeviceTensors::make(const std::string &name, ort::Type type,
     const std::size_t bytes = count * ort::width_of(type);
     cuda::Buffer memory(device_, bytes);
     device_.fill(memory.at(), 0, bytes);
-    bytes_ += bytes;
     return known_.emplace(name, Tensor{type, count, std::move(memory)}).first->second.memory.at();
 }
 

@@ -20,8 +20,6 @@ class DeviceTensors {
     // what one graph writes and another reads.
     cuda::DevicePointer make(const std::string &name, ort::Type type, std::size_t count);
     cuda::DevicePointer at(const std::string &name) const;  // 0 where there is none
-    ort::Type type(const std::string &name) const { return known_.at(name).type; }
-    std::size_t bytes() const noexcept { return bytes_; }
 
   private:
     struct Tensor {
@@ -31,7 +29,6 @@ class DeviceTensors {
     };
     const cuda::Device &device_;
     std::map<std::string, Tensor> known_;
-    std::size_t bytes_ = 0;
 };
 
 // A graph whose inputs and outputs are fixed memory of the device. Work is queued on the device's stream.

@@ -113,7 +113,7 @@ std::map<std::string, const ort::OrtValue *> Gpu::weights_of(std::span<const std
 
 std::string Gpu::describe() {
     std::size_t kept = 0;
-    const std::string batch = std::to_string(bundle_.batches().front());
+    const std::string batch = std::to_string(bundle_.batches().front()) + " ";
     for (const std::string &line : bundle_.manifest().lines)
         for (const char *graph : {"decoder ", "features "})
             if (line.starts_with("info kept " + (graph + batch)))

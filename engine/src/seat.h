@@ -67,7 +67,6 @@ class Seat {
 
     const OperatorInfo &op() const noexcept { return op_; }
     std::int64_t size() const noexcept { return size_; }
-    std::size_t bytes() const noexcept { return tensors_.bytes(); }
 
     // D(z) of the chunk's particles; features of those under repulsion there go to their rows of `seen`.
     void first(Chunk &chunk, const DeviceState &state, const DeviceRepulsion *seen, DeviceClock &clock);
