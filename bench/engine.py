@@ -9,6 +9,7 @@ agree on the particles; then they run in turn, round by round. One JSON line for
 from __future__ import annotations
 
 import argparse
+import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -31,14 +32,28 @@ def main(given: Sequence[str] | None = None) -> None:
     arguments.add_argument("--rounds", type=int, default=9)
     arguments.add_argument("--particles", type=int, nargs="+", default=[4, 16, 64])
     arguments.add_argument("--bundle", default=str(PATH / "bundle"))
+    arguments.add_argument(
+        "--keep-memory", action="store_true", help="glibc keeps freed memory: PyTorch's loops at their best"
+    )
     options = arguments.parse_args(given)
+    if options.keep_memory:
+        keep_memory()
     networks = frozen(load(PATH / "checkpoint", None, [OPERATOR], None))
     peak, lines = measure.matrix_peak(), []
     for particles in options.particles:
         error = check(networks, options.bundle, particles)
         lines += compare(networks, options.bundle, particles, options.rounds, error, peak)
+    lines = [{**line, "keep_memory": options.keep_memory} for line in lines]
     print_table(lines)
     print("appended to", measure.record("engine-cpu", lines))
+
+
+def keep_memory() -> None:
+    """Has glibc keep freed memory instead of giving it back and faulting it in again, as it does by default."""
+    trim_threshold, mmap_max, never = -1, -4, 2**31 - 1  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
+    libc = ctypes.CDLL(None)
+    if not (libc.mallopt(trim_threshold, never) and libc.mallopt(mmap_max, 0)):
+        raise SystemExit("--keep-memory: this C library has no such settings")
 
 
 def check(networks: Networks, bundle: str, particles: int) -> float:
