@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from rlsd.engine import native
-from rlsd.engine.dlpack import DeviceArray, on_device
+from rlsd.engine.arrays import filled_array, given_array, tensor_structs
+from rlsd.engine.dlpack import DeviceArray
 from rlsd.engine.native import RlsdError, Status, check, library
 from rlsd.engine.params import REPULSIONS, VARIANTS, Params
 
@@ -262,11 +263,11 @@ class Engine:
             setattr(params, each.name, VARIANTS.get(value, REPULSIONS.get(value)) if isinstance(value, str) else value)
         request = native.RequestStruct()
         check(library().rlsd_request_init(request, c.sizeof(request)))
-        y = _given("y", job.y)
-        tensors, keep = _tensors(job.operator_params)
-        context = None if job.context is None else _given("context", job.context)
-        particles = _filled("out", out, (max(n, 0), *self.image_shape))
-        latents = _filled("out_latents", out_latents, (max(n, 0), *self.latent_shape))
+        y = given_array("y", job.y)
+        tensors, keep = tensor_structs(job.operator_params)
+        context = None if job.context is None else given_array("context", job.context)
+        particles = filled_array("out", out, (max(n, 0), *self.image_shape))
+        latents = filled_array("out_latents", out_latents, (max(n, 0), *self.latent_shape))
         if not self.on_gpu and any(isinstance(a, DeviceArray) for a in (y, *keep, context, particles, latents)):
             raise ValueError("an array of the job lies on a GPU, but this engine runs on the CPU")
         request.op, request.y, request.y_count = job.operator.encode(), y.pointer, y.size
@@ -318,10 +319,10 @@ class Engine:
         Outputs of known shape (eps, image, z, x, grad, y, phi) come back in that shape.
         """
         count = len(next(iter(inputs.values())))
-        given, keep = _tensors(inputs)
+        given, keep = tensor_structs(inputs)
         shapes = {name: self._output_shape(graph, name) for name in outputs}
         found = {name: np.empty((count, *shape), np.float32) for name, shape in shapes.items()}
-        wanted, kept = _tensors(found)
+        wanted, kept = tensor_structs(found)
         check(library().rlsd_evaluate(self._pointer, graph.encode(), count, given, len(keep), wanted, len(kept)))
         return found
 
@@ -383,50 +384,3 @@ def _is_for_cuda(bundle: Path) -> bool:
             return any(line == "target cuda\n" for line in itertools.islice(lines, 10))
     except OSError:
         return False
-
-
-@dataclass(frozen=True)
-class _HostArray:
-    """A NumPy array as the core sees it."""
-
-    source: np.ndarray
-
-    @property
-    def pointer(self) -> int:
-        return self.source.ctypes.data
-
-    @property
-    def size(self) -> int:
-        return self.source.size
-
-
-def _given(name: str, array: Any, whole: bool = False) -> _HostArray | DeviceArray:
-    """An input, float32 and contiguous; with `whole`, whole numbers are int64."""
-    if on_device(array):
-        return DeviceArray(name, array)
-    integers = whole and np.issubdtype(np.asarray(array).dtype, np.integer)
-    return _HostArray(np.ascontiguousarray(array, np.int64 if integers else np.float32))
-
-
-def _filled(name: str, array: Any, shape: tuple[int, ...]) -> _HostArray | DeviceArray:
-    """An output of this shape: a new array, or the caller's."""
-    if array is None:
-        return _HostArray(np.zeros(shape, np.float32))
-    if tuple(array.shape) != shape:
-        raise ValueError(f"{name} has shape {list(array.shape)}, {list(shape)} is needed")
-    if on_device(array):
-        return DeviceArray(name, array)
-    writable = isinstance(array, np.ndarray) and array.flags.c_contiguous and array.flags.writeable
-    if not (writable and array.dtype == np.float32):
-        raise ValueError(f"{name} is no writable, contiguous float32 array of NumPy or of a GPU")
-    return _HostArray(array)
-
-
-def _tensors(arrays: Mapping[str, Any]) -> tuple[c.Array, list[_HostArray | DeviceArray]]:
-    """The arrays as rlsd_tensor structs, and what has to stay alive with them."""
-    keep = [_given(name, array, whole=True) for name, array in arrays.items()]
-    structs = [
-        native.TensorStruct(name.encode(), a.pointer, a.size, 2 if getattr(a.source, "dtype", None) == np.int64 else 1)
-        for name, a in zip(arrays, keep)
-    ]
-    return (native.TensorStruct * max(len(structs), 1))(*structs), keep

@@ -1,7 +1,8 @@
 """The engine on CUDA without a GPU: over the stand-in for the driver, with the Triton kernels run by their interpreter.
 
-Tiny networks, so that what is tested is the engine: state, tables, launches, copies, seats, errors. The last test has
-a Stable Diffusion of toy size, whose GroupNorm and the like go through the engine's operators and our kernels.
+Tiny networks, so that what is tested is the engine: state, tables, launches, copies, seats. One test has a Stable
+Diffusion of toy size, whose GroupNorm and the like go through the engine's operators and our kernels.
+test_device_failures.py has what goes wrong.
 """
 
 from __future__ import annotations
@@ -19,47 +20,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("torch")
-pytest.importorskip("triton")
 pytest.importorskip("onnx")
-if os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip("needs Triton's interpreter, which a GPU switches off", allow_module_level=True)
-
-import fake_cuda
 from bundle_factory import write_bundle
+from device_case import NETS, PARAMS, TOLERANCE, bundle_fixture, difference, fake_fixture, jobs_of_all_kinds  # noqa: F401
 from hosted import hosted_bundle
-from tiny import CONTEXT, make_job, make_nets, reference
+from tiny import CONTEXT, make_job, reference
 
 from rlsd.engine import Engine, Job, Params, RlsdError, dlpack
 from rlsd.pipeline import cli
 from rlsd.pipeline.plan import read_plan
 
-NETS = make_nets()
-PARAMS = {"steps": 6, "lr_x": 0.05, "lr_z": 0.05, "lambda_": 0.3, "repulsion_until": 0.8}
 SCRATCH = 8 << 20  # of the operators: engine/src/device_ops.cpp
-TOLERANCE = 1e-2  # of values in halves, after 5 steps of Adam
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    return hosted_bundle(write_bundle(folder / "cpu", NETS, 1, 2, 4), folder / "cuda")
-
-
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch):
-    """The stand-in, in its first state; afterwards nothing may be left over and no fault have been seen."""
-    driver = fake_cuda.load()
-    driver.reset()
-    driver.run_kernels()
-    monkeypatch.setenv("RLSD_LIBCUDA", driver.path)
-    yield driver
-    driver.check()
-    assert driver.live() == ""
-
-
-def difference(found: np.ndarray, wanted: np.ndarray) -> float:
-    return float(np.abs(found - wanted).max() / np.abs(wanted).max())
 
 
 @pytest.mark.parametrize("repulsion, gamma", [("auto", 0.0), ("features", 3.0), ("latent", 3.0)])
@@ -81,16 +52,6 @@ def test_guidance_and_context(fake, bundle, guidance):
         (result,) = engine.reconstruct([job])
         assert engine.stats()["denoiser_runs"] == 2 * 5 * (1 if guidance == 1 else 2)
     assert difference(result.particles, reference(NETS, job)) < TOLERANCE
-
-
-def jobs_of_all_kinds():
-    common = {"params": Params(gamma=2.0, **PARAMS)}
-    return [
-        make_job(NETS, "saturate", particles=3, item=1, **common),
-        make_job(NETS, "inpainting", particles=1, item=2, params=Params(**{**PARAMS, "steps": 3})),
-        make_job(NETS, "inpainting", particles=5, item=3, params=Params(gamma=2.0, repulsion="latent", **PARAMS)),
-        make_job(NETS, "inpainting", particles=2, item=4, params=Params(variant="rlsd-nonaug", **PARAMS)),
-    ]
 
 
 def test_a_job_is_the_same_alone_and_in_company(fake, bundle):
@@ -143,88 +104,6 @@ def test_launches_follow_the_step(fake, bundle):
     assert not [line for line in log if re.match(r"cuMem(Alloc|Free|HostAlloc)", line)]
 
 
-def test_memory_that_is_short_makes_batches_smaller(fake, bundle):
-    job = make_job(NETS, particles=4, params=Params(**PARAMS))
-    with Engine(bundle) as engine:
-        (wanted,) = engine.reconstruct([job])
-        most = fake.count("cuLaunchHostFunc")
-    with Engine(bundle) as engine:  # the first seat, of 4 lanes, does not fit
-        fake.fail("cuMemAlloc_v2", allocations_before_the_seat(fake, engine, job) + 3, 2)
-        (found,) = engine.reconstruct([job])
-        assert fake.count("cuLaunchHostFunc") > 2 * most
-    assert found.particles.tobytes() == wanted.particles.tobytes()
-
-
-def allocations_before_the_seat(fake, engine, job) -> int:
-    """State and its backup, the job's inputs, the repulsion's arrays: what comes before any seat."""
-    return 12 + 1 + 2 + len(job.operator_params)
-
-
-def test_too_little_memory_for_anything_is_an_error(fake, bundle):
-    with Engine(bundle) as engine:
-        for n in range(400):
-            fake.fail("cuMemAlloc_v2", 1 + n, 2)
-        handle = engine.submit(make_job(NETS, particles=2, params=Params(**PARAMS)))
-        with pytest.raises(RlsdError, match=r"cannot allocate .* bytes on the device"):
-            engine.run()
-        assert handle.info().status == 5 and not handle._particles.any()
-        fake.reset()
-        fake.run_kernels()
-
-
-CALLS = [
-    "cuInit", "cuDeviceGetCount", "cuDeviceGet", "cuDeviceGetName", "cuDeviceGetAttribute", "cuDevicePrimaryCtxRetain",
-    "cuCtxSetCurrent", "cuMemAlloc_v2", "cuMemHostAlloc", "cuMemcpyHtoDAsync_v2", "cuMemcpyDtoHAsync_v2",
-    "cuMemcpyDtoDAsync_v2", "cuMemsetD8Async", "cuStreamCreate", "cuStreamSynchronize", "cuEventCreate",
-    "cuEventRecord", "cuEventElapsedTime", "cuModuleLoadData", "cuModuleGetFunction", "cuLaunchKernel",
-    "cuLaunchHostFunc",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("call", CALLS)
-def test_an_error_of_any_call_is_reported_and_leaves_the_engine_whole(fake, bundle, call):
-    """The n-th call fails, for n that meet every place it is made from: an RlsdError, no leak, and a clean next run."""
-    job = make_job(NETS, particles=2, params=Params(gamma=2.0, **{**PARAMS, "steps": 3}))
-    with Engine(bundle) as engine:
-        (wanted,) = engine.reconstruct([job])
-    total = fake.count(call)
-    for n in sorted({1, 2, total // 3, 2 * total // 3, total} - {0}):
-        if n > total:
-            continue
-        fake.fail(call, n, 719)  # CUDA_ERROR_LAUNCH_FAILED
-        try:
-            with Engine(bundle) as engine:
-                try:
-                    engine.reconstruct([job])
-                except RlsdError as error:
-                    assert "719" in str(error) or "CUDA_ERROR" in str(error)
-                (again,) = engine.reconstruct([job])
-                assert again.particles.tobytes() == wanted.particles.tobytes()
-        except RlsdError as error:
-            assert re.search("CUDA_ERROR|driver does not start", str(error)), error
-
-
-def test_a_half_that_overflows_has_its_step_done_again(fake, tmp_path):
-    """Cotangents scaled so high that they overflow: the step is redone with lower ones, and the result is right."""
-    loud = hosted_bundle(write_bundle(tmp_path / "cpu", NETS, 4), tmp_path / "cuda", scales=(2.0**17, 8.0))
-    job = make_job(NETS, particles=3, params=Params(gamma=2.0, **PARAMS))
-    with Engine(loud) as engine:
-        (found,) = engine.reconstruct([job])
-        assert engine.stats()["redone"] > 0 and engine.stats()["redone"] % 3 == 0
-        assert engine.stats()["particle_steps"] == 3 * 5
-    assert difference(found.particles, reference(NETS, job)) < TOLERANCE
-
-
-def test_what_stays_infinite_ends_its_job_alone(fake, tmp_path):
-    nets = make_nets()
-    hopeless = hosted_bundle(write_bundle(tmp_path / "cpu", nets, 4), tmp_path / "cuda", scales=(2.0**60, 8.0))
-    with Engine(hopeless) as engine:
-        handle = engine.submit(make_job(nets, particles=2, params=Params(**PARAMS)))
-        with pytest.raises(RlsdError, match="particle 0: the state became NaN or infinite at step 0"):
-            engine.run()
-        assert handle.info().status == 6
-
-
 def test_graphs_can_be_evaluated(fake, bundle, tmp_path):
     z = np.random.default_rng(0).standard_normal((5, 4, 2, 2)).astype(np.float32)
     t = np.arange(5) * 7
@@ -243,49 +122,12 @@ def test_graphs_can_be_evaluated(fake, bundle, tmp_path):
             engine.evaluate("decoder", ["image"], y=z)
 
 
-def test_device_and_bundle_have_to_fit(fake, bundle, tmp_path):
-    cpu = write_bundle(tmp_path / "cpu", NETS, 1)
-    for path, device, words in (
-        (bundle, "cpu", "exported for 'cuda'"),
-        (cpu, "cuda:0", "exported for 'cpu'"),
-        (bundle, "cuda:7", "this machine has 1 of them"),
-        (bundle, "cuda:", "allowed is cpu, or cuda:0"),
-        (bundle, "tpu", "allowed is cpu, or cuda:0"),
-    ):
-        with pytest.raises(RlsdError, match=words):
-            Engine(path, device=device)
-    fake.set_capability(8, 0)
-    with Engine(bundle) as engine, pytest.raises(RlsdError, match=r"do not run on .*sm_80.*--arch 80"):
-        engine.reconstruct([make_job(NETS, params=Params(**PARAMS))])
-
-
 def test_facts_of_the_device(fake, tmp_path):
     notes = ["info kept decoder 1 100", "info kept features 1 20", "info kept decoder 10 5000", "info kept context 1 7"]
     path = hosted_bundle(write_bundle(tmp_path / "cpu", NETS, 1), tmp_path / "cuda", notes=notes)
     with Engine(path) as engine:
         assert engine.on_gpu and engine.describe()["device"] == ["Fake GPU"]
         assert engine.describe()["capability"] == ["90"] and engine.bytes_per_particle == 120
-
-
-def test_without_a_driver_there_is_one_sentence(bundle, monkeypatch):
-    monkeypatch.setenv("RLSD_LIBCUDA", "/nowhere/libcuda.so.1")
-    with pytest.raises(RlsdError, match="no NVIDIA driver here") as raised:
-        Engine(bundle)
-    assert raised.value.status == 9
-
-
-def test_cancel_and_release(fake, bundle):
-    with Engine(bundle) as engine:
-        handles = [engine.submit(job) for job in jobs_of_all_kinds()]
-        engine.tick()
-        handles[0].release()
-        engine.tick()
-        engine.cancel()
-        with pytest.raises(RlsdError, match="cancelled"):
-            engine.run()
-        job = jobs_of_all_kinds()[0]
-        (again,) = engine.reconstruct([job])
-    assert difference(again.particles, reference(NETS, replace(job))) < TOLERANCE
 
 
 class OnDevice:

@@ -1,4 +1,4 @@
-"""The fake CUDA driver itself: lazy streams, captures, faults, and kernels by Triton's interpreter."""
+"""The fake CUDA driver itself: lazy streams, captures, memory, faults."""
 
 import ctypes
 import os
@@ -15,89 +15,32 @@ pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 import fake_cuda
-import torch
+from fake_cuda_case import (
+    FAKE,
+    HOST_FUNCTION,
+    ILLEGAL_ADDRESS,
+    ILLEGAL_STATE,
+    IMPLICIT,
+    INVALID_CONTEXT,
+    INVALID_HANDLE,
+    INVALID_VALUE,
+    INVALIDATED,
+    ISOLATION,
+    KERNELS,
+    NON_BLOCKING,
+    NOT_INITIALIZED,
+    NOT_PERMITTED,
+    NOT_READY,
+    OUT_OF_MEMORY,
+    UNJOINED,
+    UNSUPPORTED,
+    Cuda,
+    capture,
+    cuda_fixture,  # noqa: F401
+    faulty,
+)
 
-from rlsd.kernels import aot
-from rlsd.kernels.repulsion import naive as repulsion
-from rlsd.kernels.step import Lanes
-from rlsd.kernels.step import naive as step
-
-if torch.cuda.is_available():
-    pytest.skip("kernels are compiled here, not interpreted", allow_module_level=True)
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
-
-INVALID_VALUE, OUT_OF_MEMORY, NOT_INITIALIZED, INVALID_IMAGE, INVALID_CONTEXT, NO_BINARY = 1, 2, 3, 200, 201, 209
-INVALID_HANDLE, ILLEGAL_STATE, NOT_FOUND, NOT_READY, ILLEGAL_ADDRESS, NOT_PERMITTED = 400, 401, 500, 600, 700, 800
-UNSUPPORTED, INVALIDATED, UNJOINED, ISOLATION, IMPLICIT = 900, 901, 904, 905, 906
-HOST_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-NON_BLOCKING = 1
-FAKE = fake_cuda.load()
-
-
-class Cuda:
-    """The driver's functions by name; Python integers are 64 bits wide, which all integer registers are."""
-
-    def result(self, name, *arguments):
-        wide = [ctypes.c_size_t(each & 2**64 - 1) if isinstance(each, int) else each for each in arguments]
-        return getattr(FAKE.library, name)(*wide)
-
-    def __call__(self, name, *arguments):
-        assert self.result(name, *arguments) == 0, FAKE.faults()
-
-    def get(self, name, *arguments):
-        """What a function writes to the place that its first argument names, or its second after a stream."""
-        place, second = ctypes.c_uint64(0), name in ("cuStreamEndCapture", "cuStreamIsCapturing")
-        self(name, *arguments[:second], ctypes.byref(place), *arguments[second:])
-        return place.value
-
-    def put(self, values):
-        values = np.ascontiguousarray(values)
-        pointer = self.get("cuMemAlloc_v2", values.nbytes)
-        self("cuMemcpyHtoD_v2", pointer, values.ctypes.data, values.nbytes)
-        return pointer
-
-    def read(self, pointer, shape, dtype=np.float32):
-        values = np.empty(shape, dtype)
-        self("cuMemcpyDtoH_v2", values.ctypes.data, pointer, values.nbytes)
-        return values
-
-    def load(self, name):
-        cubin = fake_cuda.fake_cubin(KERNELS[name], 90)
-        function = self.get("cuModuleGetFunction", self.get("cuModuleLoadData", cubin.binary), cubin.entry.encode())
-        if cubin.shared > 49152:
-            self("cuFuncSetAttribute", function, 8, cubin.shared)
-        return function, cubin
-
-    def launch(self, loaded, grid, values, stream=0, block=None, shared=None):
-        function, cubin = loaded
-        kinds = {"fp32": ctypes.c_float, "i32": ctypes.c_int32}
-        numbers = [kinds.get(kind, ctypes.c_uint64)(v) for (_, kind), v in zip(cubin.arguments, [*values, 0, 0])]
-        places = (ctypes.c_void_p * len(numbers))(*[ctypes.addressof(each) for each in numbers])
-        grid, block = (*grid, 1, 1)[:3], block or (32 * cubin.kernel.warps, 1, 1)
-        shared = cubin.shared if shared is None else shared
-        return self.result("cuLaunchKernel", function, *grid, *block, shared, stream, places, None)
-
-
-KERNELS = {kernel.name: kernel for kernel in aot.kernels(precise=True)}
-
-
-@pytest.fixture
-def cuda():
-    """An initialised driver with a current context; no test may leave a fault that it has not cleared."""
-    FAKE.reset()
-    cuda = Cuda()
-    cuda("cuInit", 0)
-    cuda("cuCtxSetCurrent", cuda.get("cuDevicePrimaryCtxRetain", 0))
-    yield cuda
-    FAKE.check()
-
-
-def faulty(text):
-    """These faults and no others, each found by a pattern in its line."""
-    lines = FAKE.faults().splitlines()
-    FAKE.clear_faults()
-    patterns = [text] if isinstance(text, str) else text
-    assert len(lines) == len(patterns) and all(re.search(p, line) for p, line in zip(patterns, lines)), lines
 
 
 def test_it_exports_the_symbols_of_a_driver():
@@ -262,12 +205,6 @@ def test_host_functions_may_use_stream_0_alone(cuda):
     faulty(["stream 1 inside a callback"] * 2)
 
 
-def capture(cuda, stream, work, mode=0):
-    cuda("cuStreamBeginCapture_v2", stream, mode)
-    work()
-    return cuda.get("cuGraphInstantiateWithFlags", cuda.get("cuStreamEndCapture", stream), 0)
-
-
 def test_a_graph_replays_its_arguments_on_present_memory(cuda):
     stream = cuda.get("cuStreamCreate", NON_BLOCKING)
     a, b = cuda.put(np.zeros(1, np.int32)), cuda.put(np.zeros(1, np.int32))
@@ -427,137 +364,3 @@ def test_leaks_are_listed(cuda):
     cuda("cuDevicePrimaryCtxRelease_v2", 0)
     assert FAKE.live() == "" and cuda.result("cuCtxSynchronize") == 709
     faulty(["free of", "free of", *["handle that does not exist"] * 5])
-
-
-def test_modules(cuda):
-    cubin, place = fake_cuda.fake_cubin(KERNELS["start"], 90), ctypes.byref(ctypes.c_uint64())
-    for image in (b"\x7fELF", b"fake cubin\n", b"fake cubin\nkernel start 90 file start_kernel 4 0 whole:*i32\n"):
-        assert cuda.result("cuModuleLoadData", place, image) == INVALID_IMAGE
-    for arch, capability, code in ((80, (8, 6), 0), (86, (8, 0), 209), (90, (10, 0), 209), (120, (12, 0), 0)):
-        FAKE.set_capability(*capability)
-        assert cuda.result("cuModuleLoadData", place, fake_cuda.fake_cubin(KERNELS["start"], arch).binary) == code
-    FAKE.set_capability(9, 0)
-    module = cuda.get("cuModuleLoadData", cubin.binary + b"anything")
-    assert cuda.result("cuModuleGetFunction", place, module, b"start") == NOT_FOUND
-    assert cuda.get("cuModuleGetFunction", module, b"start_kernel")
-
-
-def start_arguments(cuda, rows=1, size=512):
-    """Arguments of the kernel `start` for one lane."""
-    state = [cuda.get("cuMemAlloc_v2", 4 * rows * size) for _ in range(3)]
-    lanes = Lanes.pack([{"slot": 0, "seed": 2**40 + 5, "item": 3, "particle": 2}])
-    return [cuda.put(lanes.whole.numpy()), *state, -1, size]
-
-
-def test_wrong_launches(cuda):
-    start, good = cuda.load("start"), start_arguments(cuda)
-    host = np.zeros(64, np.int32)
-    assert cuda.launch(start, (1,), good) == 0  # without run_kernels it is only written down
-    assert FAKE.log()[-1] == "cuLaunchKernel start grid 1,1,1 stream 0"
-    wrong = [
-        ({"values": [host.ctypes.data, *good[1:]]}, "whole is host, not device memory"),
-        ({"values": [0, *good[1:]]}, "whole is null, not device memory"),
-        ({"values": [good[0], good[1] + 4, *good[2:]]}, r"value is memory 1\+4, not aligned"),
-        ({"values": [*good, good[0]]}, "global_scratch is not null"),
-        ({"grid": (0,)}, "grid is out of range"),
-        ({"grid": (1, 65536)}, "grid is out of range"),
-        ({"block": (64, 1, 1)}, "block is not 128,1,1"),
-        ({"shared": 0}, "0 bytes of shared memory, not 1024"),
-    ]
-    for change, text in wrong:
-        assert cuda.launch(start, **{"grid": (1,), "values": good, **change}) == INVALID_VALUE
-        faulty(f"^cuLaunchKernel start grid .*: .*{text}")
-    function, cubin = cuda.load("repulsion_gradient")
-    assert cuda.result("cuFuncSetAttribute", function, 8, 2**20) == INVALID_VALUE
-    cuda("cuFuncSetAttribute", function, 8, 49152)
-    assert cuda.launch((function, cubin), (1,), [good[0]] * 9 + [16] * 6) == INVALID_VALUE
-    faulty("more shared memory than cuFuncSetAttribute asked for")
-
-
-def test_the_kernel_start(cuda):
-    FAKE.run_kernels()
-    stream, arguments = cuda.get("cuStreamCreate", NON_BLOCKING), start_arguments(cuda, size=528)
-    assert cuda.launch(cuda.load("start"), (2, 1), arguments, stream) == 0
-    assert np.isnan(cuda.read(arguments[1], 528)).all()
-    cuda("cuStreamSynchronize", stream)
-    lanes = Lanes.pack([{"slot": 0, "seed": 2**40 + 5, "item": 3, "particle": 2}])
-    wanted = step.start(lanes, *[torch.zeros(1, 528)] * 3, -1)
-    for pointer, each in zip(arguments[1:4], wanted):
-        np.testing.assert_array_equal(cuda.read(pointer, (1, 528)), each.numpy())
-
-
-def test_the_kernel_noise_zt_from_a_graph(cuda):
-    """Two lanes of three rows; a replay sees the tables and latents of its time."""
-    FAKE.run_kernels()
-    stream, z = cuda.get("cuStreamCreate", NON_BLOCKING), torch.randn(3, 144)
-    row = {"seed": 9, "item": 1, "signal": 0.8, "noise": 0.6}
-    tables = [Lanes.pack([{**row, "slot": 2, "step": n}, {}]) for n in (4, 5)]
-    inputs = [cuda.put(each.numpy()) for each in (tables[0].whole, tables[0].real, z)]
-    outputs = [cuda.get("cuMemAlloc_v2", 2 * 144 * size) for size in (4, 2, 2)]
-    kernel, results = cuda.load("noise_zt_fp16_nchw"), []
-    graph = capture(cuda, stream, lambda: results.append(cuda.launch(kernel, (2, 2), [*inputs, *outputs, 144], stream)))
-    assert results == [0]
-    for lanes in tables:
-        cuda("cuMemcpyHtoD_v2", inputs[0], lanes.whole.numpy().ctypes.data, 4 * lanes.whole.numel())
-        cuda("cuGraphLaunch", graph, stream)
-        cuda("cuStreamSynchronize", stream)
-        wanted = step.noise_zt(lanes, z, torch.float16)
-        got = [cuda.read(p, (2, 144), np.float32 if n == 0 else np.float16) for n, p in enumerate(outputs)]
-        np.testing.assert_array_equal(got[0], wanted[0].numpy())
-        np.testing.assert_array_equal(got[2], wanted[2].numpy())
-        np.testing.assert_allclose(got[1], wanted[1].numpy(), rtol=1e-3, atol=1e-3)
-
-
-def test_the_kernels_of_repulsion(cuda):
-    """One job of 3 particles and one of 2: distances, then crowd."""
-    FAKE.run_kernels()
-    phi, offsets = torch.randn(5, 144), torch.tensor([0, 3, 5], dtype=torch.int32)
-    words = [torch.tensor(each) for each in ([7, 8], [0, 1], [2, 3])]
-    P, D, splits, chunk, jobs, cuts, most = 5, 144, 5, 32, 2, 2, 16
-    given = [cuda.put(each.numpy()) for each in (phi, offsets, *words)]
-    partials, squares, weights, out, h = (
-        cuda.get("cuMemAlloc_v2", 4 * count)
-        for count in (jobs * splits * most**2, jobs * splits, cuts * jobs * most**2, P * D, P)
-    )
-    sizes = [D, D, 0, most, most, 1, chunk, 1]
-    arguments = [*given[:2], partials, squares, *sizes]
-    assert not cuda.launch(cuda.load("repulsion_distances_16"), (1, splits, jobs), arguments)
-    arguments = [*given, partials, squares, weights, out, h, D, D, splits, 1]
-    assert not cuda.launch(cuda.load("repulsion_crowd_16"), (cuts, 1, jobs), arguments)
-    FAKE.check()
-    for got, wanted in zip((cuda.read(out, (P, D)), cuda.read(h, P)), repulsion.repulsion(phi, offsets, *words)):
-        np.testing.assert_allclose(got, wanted.numpy(), rtol=1e-5, atol=1e-6)
-
-
-def test_what_a_kernel_raises_is_kept(cuda):
-    FAKE.run_kernels()
-    arguments = start_arguments(cuda)
-    assert cuda.launch(cuda.load("start"), (1, 1), [*arguments[:5], 500]) == 0
-    with pytest.raises(AssertionError, match="size is 500, promised is a multiple of 16"):
-        FAKE.check()
-
-
-def test_a_kernel_that_writes_too_far_is_named(cuda):
-    FAKE.run_kernels()
-    arguments = start_arguments(cuda, size=496)
-    assert cuda.launch(cuda.load("start"), (1, 1), [*arguments[:5], 512]) == ILLEGAL_ADDRESS
-    faulty([f"run of start: write behind memory {n}" for n in (1, 2, 3)])
-
-
-def test_threads_share_a_stream(cuda):
-    """Whoever waits runs the work, in order, once."""
-    stream, seen, context = cuda.get("cuStreamCreate", NON_BLOCKING), [], cuda.get("cuCtxGetCurrent")
-    works = [HOST_FUNCTION(lambda data, n=n: seen.append(n)) for n in range(200)]
-
-    def wait():
-        cuda("cuCtxSetCurrent", context)
-        cuda("cuStreamSynchronize", stream)
-
-    for work in works:
-        cuda("cuLaunchHostFunc", stream, work, None)
-    threads = [threading.Thread(target=wait) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert seen == list(range(200))
