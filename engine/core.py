@@ -253,7 +253,8 @@ class Engine:
         """Checks and queues a job; nothing runs yet.
 
         out, out_latents: arrays to be filled, [N, C, H, W] and [N, *latent_shape], of NumPy or of the engine's GPU;
-        float32 and contiguous. Default: new ones of NumPy.
+        float32 and contiguous. Default: new ones of NumPy. Raises RlsdError for a job that is not possible, ValueError
+        for an array of another shape or type, or on a GPU where the engine is not.
         """
         n, p = job.particles, job.params
         params = native.ParamsStruct()

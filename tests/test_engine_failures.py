@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+import shutil
+import sys
 import threading
 
 import numpy as np
@@ -11,7 +13,7 @@ pytest.importorskip("onnx")
 from bundle_factory import write_bundle
 from tiny import make_job, make_nets
 
-from rlsd.engine import Engine, Params, RlsdError, Status
+from rlsd.engine import Engine, Params, RlsdError, Status, native
 
 NETS = make_nets()
 PARAMS = Params(steps=21, gamma=3.0, lr_x=0.05, lr_z=0.05)
@@ -163,3 +165,16 @@ def test_nothing_is_released_twice(bundle):
         engine.close()
         engine.close()
     del handle
+
+
+def test_libraries_of_cuda_are_loaded_from_wheels(tmp_path, monkeypatch):
+    """Those that load, of the names that ONNX Runtime's provider needs; what is none of them stays where it is."""
+    folder = tmp_path / "nvidia" / "cu13" / "lib"
+    folder.mkdir(parents=True)
+    shutil.copy(native.library_path(), folder / "libcudart.so.13")
+    (folder / "libcublas.so.13").write_bytes(b"not a library")
+    shutil.copy(native.library_path(), folder / "libother.so.1")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    native.preload_cuda.cache_clear()
+    assert native.preload_cuda() == (str(folder / "libcudart.so.13"),)
+    native.preload_cuda.cache_clear()
