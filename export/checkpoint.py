@@ -98,10 +98,12 @@ def load(
     image = (vae.config.out_channels, height, width)
     extractor = features or (checkpoint / "features" if (checkpoint / "features").is_dir() else None)
     null, contexts = load_contexts(checkpoint, unet.config.cross_attention_dim)
+    phi = load_features(extractor, image) if extractor else None
+    head, classes = class_head(phi, list(contexts))
     return Networks(
         denoiser=Denoiser(unet, scheduler.alphas_cumprod, scheduler.config.prediction_type),
         decoder=Decoder(vae),
-        features=load_features(extractor, image) if extractor else None,
+        features=phi,
         operators=choose(all_operators(image), operators, image),
         alphas_cumprod=scheduler.alphas_cumprod,
         latent=(vae.config.latent_channels, height // factor, width // factor),
@@ -110,6 +112,8 @@ def load(
         contexts=contexts,
         steps_offset=scheduler.config.get("steps_offset", 1),
         info=load_info(checkpoint),
+        class_head=head,
+        classes=classes,
     )
 
 
@@ -196,6 +200,19 @@ class Penultimate(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         return self.classifier.features(image)
+
+
+def class_head(features: nn.Module | None, names: Sequence[str]) -> tuple[Tensor | None, list[str]]:
+    """Weight and bias [K, D + 1] of the classifier that the features are taken from, and its K classes.
+
+    names: of the checkpoint's contexts, which are the classes where there are as many; else class-0 and so on.
+    """
+    if not isinstance(features, Penultimate):
+        return None, []
+    last = features.classifier.head
+    count = last.out_features
+    chosen = list(names) if len(names) == count else [f"class-{i}" for i in range(count)]
+    return torch.cat([last.weight, last.bias[:, None]], 1).detach(), chosen
 
 
 def load_contexts(checkpoint: Path, width: int) -> tuple[Tensor, dict[str, Tensor]]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rlsd.export import check
-from rlsd.export.bundle import BundleWriter
+from rlsd.export.bundle import BundleWriter, check_name
 from rlsd.export.onnx_graph import to_onnx
 from rlsd.export.operators import default_parameters
 from rlsd.export.pullback import Split, split
@@ -35,7 +35,8 @@ class Networks:
     decoder(z [B, *latent]) -> image [B, *image] in [-1, 1]. encoder: the way back, optional.
     features(image) -> phi [B, D], optional. operators: name -> module(x, **parameters) -> y; a module with
     parameters has `parameters_of(image shape) -> {name: shape of one item's}`.
-    alphas_cumprod: [T], the table abar. null_context: [*context].
+    alphas_cumprod: [T], the table abar. null_context: [*context]. class_head: [K, D + 1], a linear classifier on phi
+    (weight, then bias) for the `classes`, so that the pipeline can say of which class an image is; optional.
     """
 
     denoiser: nn.Module
@@ -50,6 +51,8 @@ class Networks:
     contexts: Mapping[str, Tensor] = field(default_factory=dict)
     steps_offset: int = 1
     info: Sequence[str] = ()
+    class_head: Tensor | None = None
+    classes: Sequence[str] = ()
 
 
 def package(
@@ -120,8 +123,21 @@ def write_facts(networks: Networks, bundle: BundleWriter) -> None:
         bundle.fact("operator", name, *y.shape[1:])
         for word, value in given.items():
             bundle.fact("operator_param", name, word, *value.shape[1:])
+    if networks.class_head is not None:
+        write_class_head(networks.class_head, networks.classes, phi.shape[1] if networks.features else 0, bundle)
     for line in networks.info:
         bundle.fact("info", *line.split())
+
+
+def write_class_head(head: Tensor, classes: Sequence[str], width: int, bundle: BundleWriter) -> None:
+    """The classifier on the features as a file and the line `info class_head FILE CLASS...`; ValueError if unfit."""
+    if len(classes) < 2 or len(set(classes)) != len(classes) or tuple(head.shape) != (len(classes), width + 1):
+        raise ValueError(
+            f"class_head is {list(head.shape)} for classes {list(classes)}; at least 2 different classes are wanted, "
+            f"and for each a row of {width + 1} values: the weights of the features and a bias"
+        )
+    bundle.fact("info", "class_head", "class_head.f32", *(check_name("class", name) for name in classes))
+    bundle.array("class_head.f32", head.detach().float().numpy())
 
 
 class Packer:
