@@ -20,19 +20,30 @@ import onnx_ir as ir
 FORMAT = 1
 WEIGHTS = "weights.bin"
 ALIGNMENT = 64
+BESIDE = 64  # how many times smaller than the weights of a bundle an array is that is added in its graph
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
 
 class BundleWriter:
     """Collects the parts of a bundle; use it in a `with` block, whose clean end puts the bundle in place."""
 
-    def __init__(self, path: Path, name: str, producer: str, target: str, precision: str, overwrite: bool = False):
+    def __init__(
+        self,
+        path: Path,
+        name: str,
+        producer: str,
+        target: str,
+        precision: str,
+        overwrite: bool = False,
+        weights: Path | None = None,
+    ):
+        """weights: those of a bundle to start from, verified by the caller; they are not copied unless they grow."""
         self.path = Path(path)
         if self.path.exists() and not (overwrite and (self.path / "manifest.txt").is_file()):
             raise FileExistsError(f"{self.path} exists already; name another folder or allow to overwrite a bundle")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._folder = Path(tempfile.mkdtemp(prefix=f".{self.path.name}-", dir=self.path.parent))
-        self._weights = WeightStore(self._folder / WEIGHTS, halve=target == "cpu")
+        self._weights = WeightStore(self._folder / WEIGHTS, halve=target == "cpu", base=weights)
         self._lines = [f"rlsd-bundle {FORMAT}"]
         for key, value in (("name", name), ("target", target), ("precision", precision)):
             self.fact(key, check_name(key, value))
@@ -63,22 +74,22 @@ class BundleWriter:
         self.file(file, data.astype(data.dtype.newbyteorder("<")).tobytes())
 
     def file(self, name: str, content: bytes) -> None:
-        """Writes a file of the bundle."""
-        (self._folder / check_name("file", name)).write_bytes(content)
+        """Writes a new file of the bundle."""
+        with open(self._folder / check_name("file", name), "xb") as stream:
+            stream.write(content)
 
     def graph(self, name: str, batch: int, model: ir.Model) -> Path:
         """Adds a graph for `batch` samples; its weights move to the file that all graphs share.
 
         Returns where the graph lies until the bundle is complete: it can be run from there.
         """
-        file = self._folder / f"{check_name('graph', name)}.b{batch}.onnx"
+        file = f"{check_name('graph', name)}.b{batch}.onnx"
         self._weights.take(model)
-        file.write_bytes(ir.serde.serialize_model(model).SerializeToString(deterministic=True))
-        self.fact("graph", name, batch, file.name)
-        return file
+        self.file(file, ir.serde.serialize_model(model).SerializeToString(deterministic=True))
+        self.fact("graph", name, batch, file)
+        return self._folder / file
 
     def _finish(self) -> None:
-        self._weights.close()
         self.fact("weights", WEIGHTS)
         for file in sorted(self._folder.iterdir()):
             self.fact("file", file.name, file.stat().st_size, sha256(file))
@@ -95,19 +106,31 @@ class BundleWriter:
 
 
 class WeightStore:
-    """One file for the weights of all graphs, each distinct array once; with `halve`, exact halves as halves."""
+    """One file for the weights of all graphs, each distinct array once; with `halve`, exact halves as halves.
 
-    def __init__(self, path: Path, halve: bool):
-        self._path, self._halve = path, halve
-        self._stream = open(path, "wb")  # noqa: SIM115 (open until the last graph is in)
+    base: weights to start from. They stay one file with those of the other bundle (a hard link, where the file system
+    has them) until an array comes that is not small beside them; then they are copied and grow. Smaller arrays stay in
+    their graphs: those of most operators are nothing beside a network's.
+    """
+
+    def __init__(self, path: Path, halve: bool, base: Path | None = None):
+        self._path, self._halve, self._shared = path, halve, base is not None
+        self._fewest = 16  # elements of an array that moves here
         self._offsets: dict[str, int] = {}
+        if base is None:
+            path.touch(exist_ok=False)
+        else:
+            link_or_copy(base, path)
+            self._fewest = max(self._fewest, path.stat().st_size // (4 * BESIDE))
 
     def take(self, model: ir.Model) -> None:
         """Moves the floating-point initializers of `model` into the store, in place."""
         graph = model.graph
         for name, value in list(graph.initializers.items()):
             tensor = value.const_value
-            if tensor is None or tensor.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16) or tensor.size < 16:
+            if tensor is None or tensor.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
+                continue
+            if tensor.size < self._fewest:
                 continue
             data = np.ascontiguousarray(tensor.numpy())
             half = _exact_half(data) if self._halve else None
@@ -122,18 +145,16 @@ class WeightStore:
             cast.outputs[0].name = name
             graph.register_initializer(source)
             graph.insert_before(graph[0], cast)
-        self._stream.flush()
-
-    def close(self) -> None:
-        self._stream.close()
 
     def _stored(self, name: str, data: np.ndarray) -> ir.ExternalTensor:
         raw = data.tobytes()
         digest = hashlib.sha256(raw).hexdigest()
         if digest not in self._offsets:
-            self._stream.write(b"\0" * (-self._stream.tell() % ALIGNMENT))
-            self._offsets[digest] = self._stream.tell()
-            self._stream.write(raw)
+            self._own_file()
+            with open(self._path, "ab") as stream:
+                stream.write(b"\0" * (-stream.tell() % ALIGNMENT))
+                self._offsets[digest] = stream.tell()
+                stream.write(raw)
         return ir.ExternalTensor(
             WEIGHTS,
             self._offsets[digest],
@@ -144,12 +165,28 @@ class WeightStore:
             base_dir=self._path.parent,
         )
 
+    def _own_file(self) -> None:
+        """Ends the sharing: what is written next must not reach the other bundle."""
+        if self._shared:
+            copy = self._path.with_suffix(".copy")
+            shutil.copyfile(self._path, copy)
+            os.replace(copy, self._path)
+            self._shared = False
+
 
 def check_name(field: str, value: str) -> str:
     """The value itself, if it may stand in a manifest: letters, digits, `_`, `-` and, not first, `.`."""
     if not NAME.fullmatch(value):
         raise ValueError(f"{field} {value!r} is not allowed: letters, digits, '_', '-' and, not first, '.'")
     return value
+
+
+def link_or_copy(source: Path, path: Path) -> None:
+    """Makes `path` the same file as `source`, or a copy where the file system or its rules allow no link."""
+    try:
+        os.link(source, path)
+    except OSError:
+        shutil.copyfile(source, path)
 
 
 def sha256(path: Path) -> str:

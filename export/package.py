@@ -11,16 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
 from rlsd.export import check
 from rlsd.export.bundle import BundleWriter, check_name
 from rlsd.export.onnx_graph import to_onnx
-from rlsd.export.operators import default_parameters
-from rlsd.export.pullback import Split, split
+from rlsd.export.operator_graphs import OperatorGraphs, declare
+from rlsd.export.pullback import split
 from rlsd.export.tabulate import tabulate
 from rlsd.export.trace import REWRITES, SAVINGS, all_but, to_aten
 
@@ -116,13 +114,7 @@ def write_facts(networks: Networks, bundle: BundleWriter) -> None:
         with torch.no_grad():
             phi = copy.deepcopy(networks.features).float()(torch.zeros(1, *networks.image))
         bundle.fact("feature_dim", phi.shape[1])
-    for name, operator in networks.operators.items():
-        given = default_parameters(operator, networks.image, 1)
-        with torch.no_grad():
-            y = copy.deepcopy(operator).float()(torch.zeros(1, *networks.image), **given)
-        bundle.fact("operator", name, *y.shape[1:])
-        for word, value in given.items():
-            bundle.fact("operator_param", name, word, *value.shape[1:])
+    declare(networks.operators, networks.image, bundle)
     if networks.class_head is not None:
         write_class_head(networks.class_head, networks.classes, phi.shape[1] if networks.features else 0, bundle)
     for line in networks.info:
@@ -140,7 +132,7 @@ def write_class_head(head: Tensor, classes: Sequence[str], width: int, bundle: B
     bundle.array("class_head.f32", head.detach().float().numpy())
 
 
-class Packer:
+class Packer(OperatorGraphs):
     """Exports and checks the graphs of one batch."""
 
     def __init__(
@@ -152,11 +144,10 @@ class Packer:
         savings: Sequence[str],
         tables: dict[str, Tensor],
     ):
-        self.networks, self.bundle, self.batch = networks, bundle, batch
-        self.precision, self.savings, self.tables = precision, savings, tables
-        self.rewrites = [name for name in savings if name in REWRITES]
         self.z = torch.randn(batch, *networks.latent)
-        self.x = torch.rand(batch, *networks.image) * 2 - 1
+        x = torch.rand(batch, *networks.image) * 2 - 1
+        super().__init__(bundle, x, [name for name in savings if name in REWRITES])
+        self.networks, self.precision, self.savings, self.tables = networks, precision, savings, tables
 
     def pack(self) -> None:
         """Adds every graph for this batch."""
@@ -198,58 +189,3 @@ class Packer:
         given = {"cotangent": cotangent, **{n: known[n] for n in parts.pull_inputs}}
         pull = to_onnx(parts.pull, list(given.values()), list(given), [f"{source}_cotangent"])
         self._add(f"{name}_pull", pull, given, {f"{source}_cotangent": pulled})
-
-    def operator(self, name: str, operator: nn.Module) -> None:
-        """Adds the two graphs of a forward operator: f(x), and the data loss with its gradient."""
-        operator = copy.deepcopy(operator).float()
-        given = default_parameters(operator, self.networks.image, self.batch)
-        with torch.no_grad():
-            y = operator(self.x, **given)
-        args, names = [self.x, *given.values()], ["x", *given]
-        forward = to_onnx(to_aten(operator, args, self.rewrites), args, names, ["y"])
-        want = check.float64(operator)(*check.doubled(args))
-        self._add(f"operator.{name}.forward", forward, dict(zip(names, args)), {"y": want})
-
-        loss = DataLoss(operator)
-        measured = y + 0.1 * torch.randn_like(y)
-        args, names = [self.x, measured, *given.values()], ["x", "y", *given]
-        parts = split(to_aten(loss, args, self.rewrites), args, names)
-        whole = LossAndGradient(parts, names)
-        model = to_onnx(whole, args, names, ["loss", "grad"])
-        value, gradient, _ = check.pulled_in_float64(loss, *args, cotangent=torch.ones(self.batch))
-        self._add(f"operator.{name}.loss", model, dict(zip(names, args)), {"loss": value, "grad": gradient})
-
-    def _add(
-        self, name: str, model: ir.Model, inputs: Mapping[str, Tensor | np.ndarray], want: Mapping[str, Tensor]
-    ) -> dict[str, np.ndarray]:
-        """Adds the graph, checks it against what float64 gives, records the error, returns its outputs."""
-        got = check.run(self.bundle.graph(name, self.batch, model), inputs)
-        error = check.compare(name, got, want)
-        self.bundle.fact("check", name, self.batch, float(f"{error:.3g}"))
-        return got
-
-
-class DataLoss(nn.Module):
-    """(x, y, *parameters) -> [B]: half the mean squared residual of each particle."""
-
-    def __init__(self, operator: nn.Module):
-        super().__init__()
-        self.operator = operator
-
-    def forward(self, x: Tensor, y: Tensor, *parameters: Tensor) -> Tensor:
-        residual = y - self.operator(x, *parameters)
-        return 0.5 * residual.square().flatten(1).mean(1)
-
-
-class LossAndGradient(nn.Module):
-    """Both halves of a split loss as one graph: (x, y, *parameters) -> loss [B], gradient in x."""
-
-    def __init__(self, parts: Split, names: Sequence[str]):
-        super().__init__()
-        self.loss, self.pull = parts.forward, parts.pull
-        self.names, self.kept, self.sources = list(names), parts.kept, parts.pull_inputs
-
-    def forward(self, *args: Tensor) -> tuple[Tensor, Tensor]:
-        loss, *kept = self.loss(*args)
-        named = dict(zip(self.names, args)) | dict(zip(self.kept, kept))
-        return loss, self.pull(torch.ones_like(loss), *(named[source] for source in self.sources))[0]

@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from rlsd.export import operators as ops  # noqa: E402
-from rlsd.export.package import DataLoss  # noqa: E402
+from rlsd.export.operator_graphs import DataLoss  # noqa: E402
 
 IMAGES = [(1, 32, 32), (3, 24, 40)]
 CASES = [(image, name) for image in IMAGES for name in ops.operators(image)]
