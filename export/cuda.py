@@ -30,7 +30,7 @@ from rlsd.export.check import CheckError, open_session
 from rlsd.export.fused_sums import fuse_pulled_sums
 from rlsd.export.lower import lower
 from rlsd.export.onnx_graph import to_onnx
-from rlsd.export.package import VERSION, Networks, Packer, check_batches, write_facts
+from rlsd.export.package import VERSION, Networks, Packer, check_batches, example_context, write_facts
 from rlsd.export.precompute import precompute
 from rlsd.export.pullback import RECOMPUTED_ON_CUDA, Split, split
 from rlsd.export.tabulate import tabulate
@@ -137,7 +137,7 @@ class CudaPacker:
 
         def inputs(batch: int, latent: Sequence[int]) -> list[Tensor]:
             given = [torch.randn(batch, *latent), torch.arange(batch) * (count // 2) % count]
-            return given if null is None else [*given, null.float().expand(batch, *null.shape)]
+            return given if null is None else [*given, example_context(null, batch)]
 
         example = inputs(2, small)
         with torch.no_grad(), plain_attention():

@@ -86,6 +86,12 @@ def package(
     return Path(path)
 
 
+def example_context(null: Tensor, batch: int) -> Tensor:
+    """[batch, *context] to trace and check with: the null context, or random numbers where that says nothing: zeros."""
+    shape = (batch, *null.shape)
+    return null.float().expand(shape) if null.any() else torch.randn(shape)
+
+
 def check_batches(batches: Sequence[int]) -> None:
     """Raises ValueError unless the batches are different numbers from 1 to 1024."""
     if not batches or len(set(batches)) != len(batches) or not all(1 <= batch <= 1024 for batch in batches):
@@ -154,7 +160,7 @@ class Packer(OperatorGraphs):
         networks = self.networks
         inputs, names = [self.z, torch.arange(self.batch) % len(networks.alphas_cumprod)], ["z_t", "t"]
         if networks.null_context is not None:
-            inputs.append(networks.null_context.float().expand(self.batch, *networks.null_context.shape))
+            inputs.append(example_context(networks.null_context, self.batch))
             names.append("context")
         self._forward("denoiser", networks.denoiser, inputs, names, "eps")
         self._with_pull("decoder", networks.decoder, self.z, "z", "image")

@@ -21,8 +21,13 @@ def precompute(graph_module: fx.GraphModule, number: int) -> tuple[fx.GraphModul
     before = fx.Graph()
     copies = {source: before.placeholder(source.name)}
     copies[source].meta = dict(source.meta)
+    needed, pending = set(alone), list(alone)
+    while pending:  # constants, and what is computed from constants only
+        sources = [node for node in pending.pop().all_input_nodes if node is not source and node not in needed]
+        needed.update(sources)
+        pending += sources
     for node in graph.nodes:
-        if node in alone or (node.op == "get_attr" and any(user in alone for user in node.users)):
+        if node in needed:
             copies[node] = before.node_copy(node, lambda n: copies[n])
     before.output(tuple(copies[node] for node in results))
     last = [node for node in graph.nodes if node.op == "placeholder"][-1]

@@ -52,7 +52,7 @@ def test_decoder_and_features_are_the_libraries_own(exported):
 
     vit = ViTModel.from_pretrained(features, add_pooling_layer=False).eval()
     image = torch.rand(2, 3, 32, 48)
-    resized = torch.nn.functional.interpolate(image, (32, 32), mode="bilinear")
+    resized = torch.nn.functional.interpolate(image, (32, 32), mode="bilinear", antialias=True)
     pixels = (resized - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[
         :, None, None
     ]

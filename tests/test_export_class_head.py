@@ -6,7 +6,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from rlsd.export.bundle import BundleWriter  # noqa: E402
-from rlsd.export.checkpoint import Penultimate, class_head, load_features  # noqa: E402
+from rlsd.export.extractors import Penultimate, class_head, load_features  # noqa: E402
 from rlsd.export.package import write_class_head  # noqa: E402
 from rlsd.models.fashion.classifier import Classifier  # noqa: E402
 

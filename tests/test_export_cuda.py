@@ -14,8 +14,11 @@ from torch import nn
 
 from rlsd.engine import Engine, RlsdError
 from rlsd.export import CheckError, census, checkpoint, cuda, islands
+from rlsd.export.diffusers_vae import Decoder
+from rlsd.export.extractors import Penultimate
 from rlsd.export.fused_sums import fuse_pulled_sums
 from rlsd.export.onnx_graph import to_onnx
+from rlsd.export.package import Networks
 from rlsd.export.package import package as package_cpu
 from rlsd.export.precompute import precompute
 from rlsd.export.pullback import RECOMPUTED_ON_CUDA, split
@@ -34,16 +37,14 @@ NAMES = ["none", *(r[-1] for r in EACH[1:-1]), "all"]
 
 
 @pytest.fixture(scope="module")
-def networks(tmp_path_factory: pytest.TempPathFactory) -> checkpoint.Networks:
+def networks(tmp_path_factory: pytest.TempPathFactory) -> Networks:
     folder = checkpoints.stable_diffusion(tmp_path_factory.mktemp("sd"), text=False)
     checkpoints.vision_transformer(folder / "features")
     return checkpoint.load(folder, (64, 64), ["inpainting"], folder / "features")
 
 
 @pytest.mark.parametrize("rewrites", EACH, ids=NAMES)
-def test_rewrites_leave_the_decoder_and_its_pull_back_as_they_are(
-    networks: checkpoint.Networks, rewrites: list[str]
-) -> None:
+def test_rewrites_leave_the_decoder_and_its_pull_back_as_they_are(networks: Networks, rewrites: list[str]) -> None:
     decoder = networks.decoder.double()
     z = torch.randn(2, 4, 8, 8, dtype=torch.float64)
     parts = split(to_aten(decoder, [z], rewrites), [z], ["z"], recomputed=RECOMPUTED_ON_CUDA)
@@ -60,7 +61,7 @@ def test_rewrites_leave_the_decoder_and_its_pull_back_as_they_are(
 
 
 @pytest.mark.parametrize("rewrites", EACH, ids=NAMES)
-def test_rewrites_leave_the_denoiser_as_it_is(networks: checkpoint.Networks, rewrites: list[str]) -> None:
+def test_rewrites_leave_the_denoiser_as_it_is(networks: Networks, rewrites: list[str]) -> None:
     denoiser = networks.denoiser.double()
     args = [torch.randn(2, 4, 8, 8).double(), torch.tensor([3, 998]), torch.randn(2, 77, checkpoints.WIDTH).double()]
     with torch.no_grad():
@@ -75,7 +76,7 @@ def test_rewrites_leave_the_denoiser_as_it_is(networks: checkpoint.Networks, rew
 def test_a_convolutional_extractor_has_its_channels_last_too() -> None:
     """Halving convolutions, one of an odd size among them, whose pull-back stays as it was."""
     for side, stray in ((32, 0), (20, 1)):  # 20, 10, 5
-        extractor = checkpoint.Penultimate(Classifier((8, 16, 32), groups=4)).double()
+        extractor = Penultimate(Classifier((8, 16, 32), groups=4)).double()
         x = torch.randn(2, 1, side, side, dtype=torch.float64)
         source = x.clone().requires_grad_()
         y = extractor(source)
@@ -96,7 +97,7 @@ def kinds(module: nn.Module, args: list[torch.Tensor], inputs: list[str], output
     return census.node_kinds(to_onnx(module, args, inputs, outputs))
 
 
-def test_decoder_has_few_nodes_and_no_stray_ones(networks: checkpoint.Networks) -> None:
+def test_decoder_has_few_nodes_and_no_stray_ones(networks: Networks) -> None:
     z = torch.randn(1, 4, 8, 8).half()
     decoder = networks.decoder.half()
     convolutions = sum(isinstance(module, nn.Conv2d) for module in decoder.modules())
@@ -118,7 +119,7 @@ def test_decoder_has_few_nodes_and_no_stray_ones(networks: checkpoint.Networks) 
     assert pull["Cast"] == 2 and pull["ReduceSum"] == 1  # the sum in the pull-back of softmax, in float32
 
 
-def test_denoiser_has_no_stray_nodes_and_its_context_is_computed_apart(networks: checkpoint.Networks) -> None:
+def test_denoiser_has_no_stray_nodes_and_its_context_is_computed_apart(networks: Networks) -> None:
     denoiser = networks.denoiser.half()
     args = [torch.randn(1, 4, 8, 8).half(), torch.tensor([5]), torch.randn(1, 77, checkpoints.WIDTH).half()]
     graph = to_aten(denoiser, args, ALL)
@@ -133,7 +134,7 @@ def test_denoiser_has_no_stray_nodes_and_its_context_is_computed_apart(networks:
     assert kinds(context, [args[2]], ["context"], names) == {"MatMul": 2 * blocks}
 
 
-def test_a_bundle_for_cuda(networks: checkpoint.Networks, tmp_path: Path) -> None:
+def test_a_bundle_for_cuda(networks: Networks, tmp_path: Path) -> None:
     bundle = cuda.package_cuda(networks, tmp_path / "b", name="toy", architectures=[90], batches=[2])
     lines = [line.split() for line in (bundle / "manifest.txt").read_text().splitlines()]
     graphs = {line[1] for line in lines if line[0] == "graph"}
@@ -156,7 +157,7 @@ def test_a_bundle_for_cuda(networks: checkpoint.Networks, tmp_path: Path) -> Non
         Engine(bundle, device="cpu")
 
 
-def test_lowered_graphs_round_to_halves(networks: checkpoint.Networks) -> None:
+def test_lowered_graphs_round_to_halves(networks: Networks) -> None:
     z = torch.randn(1, 4, 8, 8).half()
     graph = to_aten(networks.decoder.half(), [z], ALL)
     traced = cuda.Traced("decoder", graph, [z], ["z"], ["image"])
@@ -175,14 +176,14 @@ class Loud(nn.Module):
         return self.decoder(z) * self.volume
 
 
-def loud(networks: checkpoint.Networks, volume: float = 1.0) -> checkpoint.Networks:
+def loud(networks: Networks, volume: float = 1.0) -> Networks:
     decoder = Loud(networks.decoder.float(), volume)
     convolution = next(m for name, m in decoder.named_modules() if name.endswith("up_blocks.1.resnets.0.conv2"))
     convolution.weight.data *= 1e6
     return replace(networks, decoder=decoder, features=None, operators={})
 
 
-def test_what_is_too_large_for_halves_stays_in_float32(networks: checkpoint.Networks, tmp_path: Path) -> None:
+def test_what_is_too_large_for_halves_stays_in_float32(networks: Networks, tmp_path: Path) -> None:
     bundle = cuda.package_cuda(loud(networks), tmp_path / "b", name="loud", architectures=[90], batches=[1])
     lines = [line.split() for line in (bundle / "manifest.txt").read_text().splitlines()]
     kept = [line for line in lines if line[:2] == ["info", "float32"]]
@@ -194,7 +195,7 @@ def test_what_is_too_large_for_halves_stays_in_float32(networks: checkpoint.Netw
     assert 2 <= casts <= 16 and len(kept) < 20 < len(decoder.graph.node)  # an island, not the whole graph
 
 
-def test_islands_are_as_small_as_what_overflows(networks: checkpoint.Networks) -> None:
+def test_islands_are_as_small_as_what_overflows(networks: Networks) -> None:
     z = torch.randn(1, 4, 8, 8).half()
     quiet = to_aten(networks.decoder.half(), [z], ALL)
     assert islands.too_large(quiet, [z]) == frozenset()
@@ -210,7 +211,7 @@ def test_islands_are_as_small_as_what_overflows(networks: checkpoint.Networks) -
     assert (graph(z) - want).norm() <= 1e-2 * want.norm()
 
 
-def test_an_image_that_overflows_halves_is_refused(networks: checkpoint.Networks, tmp_path: Path) -> None:
+def test_an_image_that_overflows_halves_is_refused(networks: Networks, tmp_path: Path) -> None:
     with pytest.raises(CheckError, match=r"decoder.*half"):
         cuda.package_cuda(loud(networks, 1e6), tmp_path / "b", name="loud", architectures=[90], batches=[1])
     assert list(tmp_path.iterdir()) == []
@@ -219,7 +220,7 @@ def test_an_image_that_overflows_halves_is_refused(networks: checkpoint.Networks
 def test_memory_and_work_of_stable_diffusions_decoder() -> None:
     from rlsd.export.random_checkpoint import build_vae
 
-    decoder = checkpoint.Decoder(build_vae()).half()
+    decoder = Decoder(build_vae()).half()
     z = torch.zeros(1, 4, 64, 64).half()
     plain = to_aten(decoder, [z], [name for name in ALL if name != "upsampling"])
     assert census.operations(plain) == pytest.approx(2.515e12, rel=0.01)  # ALGORITHM.md's count, before folding
@@ -229,7 +230,7 @@ def test_memory_and_work_of_stable_diffusions_decoder() -> None:
 
 
 @pytest.mark.parametrize("name", ["timesteps", "context", "recompute", "attention", "no_ops", "channels_last"])
-def test_each_saving_can_be_left_out(networks: checkpoint.Networks, tmp_path: Path, name: str) -> None:
+def test_each_saving_can_be_left_out(networks: Networks, tmp_path: Path, name: str) -> None:
     """The checks against float32 hold with and without it; what it is for is gone."""
     small = replace(networks, features=None, operators={})
     bundle = cuda.package_cuda(small, tmp_path / "b", name="b", architectures=[], batches=[1], without=[name])
@@ -247,7 +248,7 @@ def test_each_saving_can_be_left_out(networks: checkpoint.Networks, tmp_path: Pa
     assert gone[name]
 
 
-def test_unknown_savings_are_named(networks: checkpoint.Networks, tmp_path: Path) -> None:
+def test_unknown_savings_are_named(networks: Networks, tmp_path: Path) -> None:
     for package in (cuda.package_cuda, package_cpu):
         extra = {"architectures": []} if package is cuda.package_cuda else {}
         with pytest.raises(ValueError, match="saving 'speed' is not known: no_ops, group_norm"):
@@ -255,7 +256,7 @@ def test_unknown_savings_are_named(networks: checkpoint.Networks, tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unknown_architecture_is_named(networks: checkpoint.Networks, tmp_path: Path) -> None:
+def test_an_unknown_architecture_is_named(networks: Networks, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="arch 70 is not known: 80, 86"):
         cuda.package_cuda(networks, tmp_path / "b", name="old", architectures=[80, 70])
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,115 @@
+"""A diffusers UNet as the denoiser of a bundle: (z_t, t, context) -> eps, for every kind of prediction.
+
+SDXL's UNet takes two more conditions. The pooled embedding of the prompt travels in extra rows behind those of the
+context; the sizes that its `time_ids` state are those of the bundle's images.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+
+from rlsd.export.layout import CheckpointError, load_network, read_json
+
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+# The least abar: where a schedule ends at no signal at all, its last value. diffusers' samplers take the same.
+LEAST = 2.0**-24
+SIZES = 6  # of time_ids: original height and width, crop's top and left, target's height and width
+
+
+class Denoiser(nn.Module):
+    """A UNet whose prediction (epsilon, v_prediction or sample) is turned into the noise epsilon."""
+
+    def __init__(self, unet: nn.Module, alphas_cumprod: Tensor, prediction: str):
+        super().__init__()
+        if prediction not in PREDICTIONS:
+            raise CheckpointError(f"prediction_type {prediction!r} is not known: epsilon, v_prediction or sample")
+        self.unet, self.prediction = unet, prediction
+        self.register_buffer("signal", alphas_cumprod.double().sqrt().float())
+        self.register_buffer("noise", (1 - alphas_cumprod.double()).sqrt().float())
+
+    def forward(self, z_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        predicted = self.unet(z_t, t, context, return_dict=False)[0]
+        if self.prediction == "epsilon":
+            return predicted
+        signal, noise = self.signal[t][:, None, None, None], self.noise[t][:, None, None, None]
+        if self.prediction == "v_prediction":
+            return signal * predicted + noise * z_t
+        return (z_t - signal * predicted) / noise
+
+
+class PooledText(nn.Module):
+    """SDXL's UNet for images of `size` (height, width), its pooled text embedding taken from the context.
+
+    context [B, L + R, C]: L rows of the text's tokens, then the pooled embedding [pooled] in R rows of C, padded.
+    """
+
+    def __init__(self, unet: nn.Module, size: tuple[int, int], pooled: int, rows: int):
+        super().__init__()
+        self.unet, self.pooled, self.rows = unet, pooled, rows
+        self.register_buffer("time_ids", torch.tensor([[*size, 0, 0, *size]], dtype=torch.float32))
+
+    def forward(self, z_t: Tensor, t: Tensor, context: Tensor, return_dict: bool = False) -> tuple[Tensor]:
+        text = context[:, : -self.rows]
+        pooled = context[:, -self.rows :].flatten(1)[:, : self.pooled]
+        added = {"text_embeds": pooled, "time_ids": self.time_ids.expand(len(z_t), SIZES)}
+        return self.unet(z_t, t, text, added_cond_kwargs=added, return_dict=return_dict)
+
+
+def load_unet(folder: Path, halves: bool = False) -> Any:
+    """The UNet of a folder, float32, eval. CheckpointError for one that takes what a bundle cannot give it."""
+    config = read_json(folder / "config.json")
+    if config.get("_class_name", "UNet2DConditionModel") != "UNet2DConditionModel":
+        raise CheckpointError(f"{folder} holds a {config['_class_name']}; only a UNet2DConditionModel can be exported")
+    for field, allowed in (
+        ("addition_embed_type", (None, "text_time")),
+        ("encoder_hid_dim_type", (None,)),
+        ("encoder_hid_dim", (None,)),
+        ("class_embed_type", (None,)),
+        ("num_class_embeds", (None,)),
+    ):
+        if config.get(field) not in allowed:
+            known = " or ".join(str(value) for value in allowed)
+            raise CheckpointError(f"{folder}: {field} {config[field]!r} is not supported, only {known}")
+    if config.get("in_channels") != config.get("out_channels"):
+        raise CheckpointError(
+            f"{folder}: the UNet maps {config.get('in_channels')} channels to {config.get('out_channels')}; "
+            "one made for inpainting or editing cannot be exported, its text-to-image original can"
+        )
+    return load_network(UNet2DConditionModel, folder, halves, low_cpu_mem_usage=False)
+
+
+def pooled_width(config: Any) -> int:
+    """Length of the pooled text embedding that a UNet takes beside the context; 0 for none."""
+    if config.addition_embed_type is None:
+        return 0
+    return config.projection_class_embeddings_input_dim - SIZES * config.addition_time_embed_dim
+
+
+def pooled_rows(config: Any) -> int:
+    """How many rows of the context its pooled text embedding fills."""
+    return -(-pooled_width(config) // config.cross_attention_dim)
+
+
+def load_schedule(folder: Path) -> Any:
+    """The noise schedule as a DDPMScheduler, whose table alphas_cumprod is above 0 everywhere. CheckpointError.
+
+    A schedule rescaled to end at abar = 0 has its last value raised to LEAST. An epsilon-prediction says nothing about
+    the image there, so that such a schedule is refused for one.
+    """
+    config = read_json(folder / "scheduler_config.json")
+    name = str(config.get("_class_name", ""))
+    if name.startswith(("EDM", "FlowMatch")) or not ("beta_schedule" in config or config.get("trained_betas")):
+        raise CheckpointError(f"{folder}: {name or 'it'} has no table of betas, which the method needs")
+    try:
+        scheduler = DDPMScheduler.from_pretrained(folder)
+    except NotImplementedError as error:
+        raise CheckpointError(f"{folder}: beta_schedule {config.get('beta_schedule')!r} is not known") from error
+    if config.get("rescale_betas_zero_snr") and scheduler.config.prediction_type == "epsilon":
+        raise CheckpointError(f"{folder}: rescale_betas_zero_snr is not allowed with prediction_type 'epsilon'")
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.double().clamp(min=LEAST)
+    return scheduler

@@ -1,0 +1,238 @@
+"""Real kinds of checkpoint, small and random, through the export and the engine, against their own pipelines."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+import checkpoints  # noqa: E402
+from diffusers import EulerDiscreteScheduler  # noqa: E402
+
+from rlsd.engine import Engine, Job, Params  # noqa: E402
+from rlsd.export import CheckpointError, export_checkpoint  # noqa: E402
+from rlsd.export.checkpoint import load  # noqa: E402
+from rlsd.export.diffusers_unet import LEAST, load_schedule, load_unet  # noqa: E402
+from rlsd.export.diffusers_vae import Decoder, load_vae  # noqa: E402
+
+SIZE = (64, 96)
+PROMPT = "a red cat"
+
+
+def unet_calls(pipeline: Any, **given: Any) -> list[dict[str, Any]]:
+    """The arguments of the UNet's calls in one run of the pipeline."""
+    calls: list[dict[str, Any]] = []
+
+    def record(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        calls.append({"sample": args[0], "timestep": args[1], **kwargs})
+
+    hook = pipeline.unet.register_forward_pre_hook(record, with_kwargs=True)
+    pipeline.set_progress_bar_config(disable=True)
+    with torch.no_grad():
+        pipeline(height=SIZE[0], width=SIZE[1], num_inference_steps=2, output_type="latent", **given)
+    hook.remove()
+    return calls
+
+
+def doubled(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: doubled(each) for name, each in value.items()}
+    return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+
+def in_float64(pipeline: Any, call: dict[str, Any]) -> torch.Tensor:
+    """What the UNet predicts for one of the pipeline's own calls."""
+    unet = pipeline.unet.double()
+    with torch.no_grad():
+        predicted = unet(**doubled(call) | {"return_dict": False})[0]
+    pipeline.unet.float()
+    return predicted
+
+
+def error(got: np.ndarray, want: torch.Tensor) -> float:
+    return float(np.linalg.norm(got - want.numpy()) / np.linalg.norm(want.numpy()))
+
+
+def run_two_steps(engine: Engine, context: np.ndarray | None) -> np.ndarray:
+    mask = np.ones((1, *SIZE), np.float32)
+    job = Job(
+        y=np.zeros((3, *SIZE), np.float32), operator="inpainting", operator_params={"mask": mask}, particles=2,
+        context=context, params=Params(steps=3, gamma=1.0, lr_z=0.01, lr_x=0.01, guidance=1 if context is None else 4),
+    )  # fmt: skip
+    (result,) = engine.reconstruct([job])
+    assert np.isfinite(result.particles).all()
+    return result.particles
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sd21-base", "sd21", "sdxl"])
+def test_the_denoiser_is_the_pipelines_own_unet_call(tmp_path: Path, kind: str) -> None:
+    make = checkpoints.diffusion_xl if kind == "sdxl" else checkpoints.diffusion_1_or_2
+    pipeline = make(tmp_path / kind, *([] if kind == "sdxl" else [kind]))
+    bundle = export_checkpoint(
+        tmp_path / kind, tmp_path / "bundle", size=SIZE, operators=["inpainting"], batches=[2], prompts={"cat": PROMPT}
+    )
+    call = unet_calls(pipeline, prompt=PROMPT, guidance_scale=3.0)[0]  # of two samples: without and with the prompt
+    z, t = call["sample"], call["timestep"]
+    predicted = in_float64(pipeline, call)
+    abar = float(pipeline.scheduler.alphas_cumprod[int(t)])
+    if pipeline.scheduler.config.prediction_type == "v_prediction":
+        predicted = abar**0.5 * predicted + (1 - abar) ** 0.5 * z.double()
+    with Engine(bundle) as engine:
+        facts = dict(line.split(" ", 1) for line in engine.describe()["info"])
+        null = np.fromfile(bundle / "null_context.f32", np.float32).reshape(engine.context_shape)
+        named = np.stack([null, engine.context("cat")])
+        got = engine.evaluate("denoiser", ["eps"], z_t=z.numpy(), t=np.full(2, int(t)), context=named)["eps"]
+        seen = error(got, predicted)
+        with torch.no_grad():
+            latent = torch.randn(2, *engine.latent_shape)
+            image = pipeline.vae.double().decode(latent.double() / pipeline.vae.config.scaling_factor).sample
+        decoded = error(engine.evaluate("decoder", ["image"], z=latent.numpy())["image"], image)
+        print(f"{kind}: denoiser {seen:.1e}, decoder {decoded:.1e}")
+        assert seen <= 1e-5 and decoded <= 1e-5
+        assert facts["text_encoder"] == str((tmp_path / kind).resolve())
+        rows = 77 + (kind == "sdxl")
+        assert engine.context_shape == (rows, checkpoints.WIDTH * (1 + (kind == "sdxl")))
+        assert not null.any() if kind == "sdxl" else null.any()
+        assert not np.array_equal(run_two_steps(engine, None), run_two_steps(engine, engine.context("cat")))
+
+
+def test_default_size_is_the_unets_own(tmp_path: Path) -> None:
+    checkpoints.diffusion_1_or_2(tmp_path / "sd21", "sd21")
+    assert load(tmp_path / "sd21", None, ["hdr"], None).image == (3, 96, 96)  # 12 latent pixels, as 96 make 768
+
+
+def test_xl_says_its_own_size_and_reads_the_pooled_rows(tmp_path: Path) -> None:
+    """time_ids follow the size of the bundle; each of context, pooled rows and size changes what is predicted."""
+    checkpoints.diffusion_xl(tmp_path / "xl")
+    small, large = (load(tmp_path / "xl", size, ["hdr"], None) for size in ((64, 64), (64, 96)))
+    assert large.denoiser.unet.time_ids.tolist() == [[64, 96, 0, 0, 64, 96]]
+    z, t, context = torch.randn(1, 4, 8, 8), torch.tensor([500]), torch.randn(1, *small.null_context.shape)
+    other = context.clone()
+    other[:, -1, :40] += 1
+    padding = context.clone()
+    padding[:, -1, 40:] += 1
+    with torch.no_grad():
+        base = small.denoiser(z, t, context)
+        assert torch.equal(small.denoiser(z, t, padding), base)
+        assert not torch.allclose(small.denoiser(z, t, other), base)
+        assert not torch.allclose(large.denoiser(z, t, context), base)
+
+
+def test_xl_for_cuda_keeps_what_halves_cannot_hold_in_float32(tmp_path: Path) -> None:
+    pipeline = checkpoints.diffusion_xl(tmp_path / "xl")
+    convolution = pipeline.vae.decoder.up_blocks[1].resnets[0].conv2
+    convolution.weight.data *= 3e5  # a residual stream like that of SDXL's own VAE, which overflows
+    pipeline.vae.save_pretrained(tmp_path / "xl" / "vae")
+    bundle = export_checkpoint(
+        tmp_path / "xl", tmp_path / "bundle", target="cuda", architectures=[90], size="64", batches=[1],
+        operators=["inpainting"], prompts={"cat": PROMPT},
+    )  # fmt: skip
+    lines = [line.split() for line in (bundle / "manifest.txt").read_text().splitlines()]
+    checks = {line[1]: float(line[3]) for line in lines if line[0] == "check" and line[2] == "halves"}
+    print(checks)
+    assert checks.keys() == {"denoiser", "decoder", "decoder_pull"} and max(checks.values()) < 1e-2
+    assert {line[2] for line in lines if line[:2] == ["info", "float32"]} == {"decoder"}
+    assert {"context", "denoiser"} <= {line[1] for line in lines if line[0] == "graph"}
+
+
+def test_halves_are_read_where_they_are_all_there_is_or_all_that_is_wanted(tmp_path: Path) -> None:
+    pipeline = checkpoints.diffusion_xl(tmp_path / "half", variant="fp16")
+    assert not list((tmp_path / "half").rglob("*model.safetensors"))
+    checkpoints.diffusion_xl(tmp_path / "both")
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        getattr(pipeline, part).half().save_pretrained(tmp_path / "both" / part, variant="fp16")
+    parts = {name: load(tmp_path / name, (64, 64), ["hdr"], None, {"cat": PROMPT}) for name in ("half", "both")}
+    parts["chosen"] = load(tmp_path / "both", (64, 64), ["hdr"], None, {"cat": PROMPT}, halves=True)
+    weight = {name: each.denoiser.unet.unet.conv_in.weight for name, each in parts.items()}
+    assert all(value.dtype == torch.float32 for value in weight.values())
+    rounded = weight["both"].half().float()
+    assert torch.equal(weight["chosen"], rounded) and not torch.equal(weight["both"], rounded)
+    assert torch.equal(weight["half"], weight["both"])  # saved in float32 under the halves' name
+    assert not torch.equal(parts["chosen"].contexts["cat"], parts["both"].contexts["cat"])
+    assert torch.allclose(parts["chosen"].contexts["cat"], parts["both"].contexts["cat"], atol=1e-2)
+
+
+def test_a_schedule_that_ends_without_signal(tmp_path: Path) -> None:
+    settings = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", rescale_betas_zero_snr=True)
+    EulerDiscreteScheduler(prediction_type="v_prediction", **settings).save_pretrained(tmp_path / "v")
+    table = load_schedule(tmp_path / "v").alphas_cumprod
+    assert table[-1] == LEAST and (table[:-1] > LEAST).all() and (table.diff() < 0).all()
+    EulerDiscreteScheduler(prediction_type="epsilon", **settings).save_pretrained(tmp_path / "eps")
+    with pytest.raises(CheckpointError, match="rescale_betas_zero_snr"):
+        load_schedule(tmp_path / "eps")
+
+
+def test_without_signal_all_is_noise(sd: Path, tmp_path: Path) -> None:
+    """A v-prediction at abar = LEAST: eps is z_t, whatever the UNet says."""
+    folder = shutil.copytree(sd, tmp_path / "sd")
+    edit(folder / "scheduler" / "scheduler_config.json", prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    networks = load(folder, (64, 64), ["hdr"], None)
+    z = torch.randn(2, 4, 8, 8)
+    with torch.no_grad():
+        eps = networks.denoiser(z, torch.tensor([999, 900]), networks.null_context.expand(2, -1, -1))
+    assert (eps[0] - z[0]).norm() <= 1e-3 * z[0].norm() < (eps[1] - z[1]).norm()
+
+
+@pytest.mark.parametrize(
+    "latents",
+    [{"latents_mean": [0.1, -0.2, 0.3, 0.4], "latents_std": [1.0, 2.0, 3.0, 0.5]}, {"shift_factor": 0.1}],
+)
+def test_other_scalings_of_the_latents(tmp_path: Path, latents: dict[str, Any]) -> None:
+    vae = checkpoints.small_vae(scaling_factor=0.5, **latents)
+    vae.save_pretrained(tmp_path / "vae")
+    z = torch.randn(2, 4, 4, 4)
+    mean, std = (torch.tensor(latents.get(f"latents_{name}", [value] * 4))[:, None, None]
+                 for name, value in (("mean", latents.get("shift_factor", 0)), ("std", 1.0)))  # fmt: skip
+    with torch.no_grad():
+        want = vae.decode(z * std / 0.5 + mean).sample
+        assert torch.allclose(Decoder(load_vae(tmp_path / "vae"))(z), want, atol=1e-5)
+
+
+def edit(path: Path, **changes: Any) -> None:
+    import json
+
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    "file, changes, why",
+    [
+        ("unet/config.json", {"in_channels": 9}, "inpainting"),
+        ("unet/config.json", {"addition_embed_type": "image"}, "addition_embed_type 'image' is not supported"),
+        ("unet/config.json", {"class_embed_type": "timestep"}, "class_embed_type"),
+        ("unet/config.json", {"encoder_hid_dim_type": "text_proj"}, "encoder_hid_dim_type"),
+        ("unet/config.json", {"_class_name": "UNetSpatioTemporalConditionModel"}, "only a UNet2DConditionModel"),
+        ("vae/config.json", {"_class_name": "AutoencoderTiny"}, "only an AutoencoderKL"),
+        ("vae/config.json", {"latents_mean": [0, 0, 0, 0]}, "latents_std"),
+        ("vae/config.json", {"latents_mean": [0.0], "latents_std": [1.0]}, "1 values for 4 channels"),
+        ("vae/config.json", {"latent_channels": 16}, "vae cannot be loaded"),
+        ("vae/config.json", {"layers_per_block": 2}, "do not fit its config.json: .*resnets"),
+        ("scheduler/scheduler_config.json", {"_class_name": "EDMEulerScheduler"}, "no table of betas"),
+        ("scheduler/scheduler_config.json", {"beta_schedule": "cosmic"}, "'cosmic' is not known"),
+        ("model_index.json", {"requires_aesthetics_score": True}, "refiner"),
+    ],
+)
+def test_what_is_not_supported_is_said(sd: Path, tmp_path: Path, file: str, changes: dict[str, Any], why: str) -> None:
+    folder = shutil.copytree(sd, tmp_path / "sd")
+    edit(folder / file, **changes)
+    with pytest.raises(ValueError, match=why):
+        load(folder, (64, 64), ["hdr"], None)
+
+
+def test_only_safetensors_are_read(sd: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(sd, tmp_path / "sd")
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(CheckpointError, match="only safetensors"):
+        load_unet(folder / "unet")
+
+
+@pytest.fixture(scope="module")
+def sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prior") / "sd"
+    checkpoints.diffusion_1_or_2(folder, "sd15")
+    return folder
