@@ -44,6 +44,8 @@ def reconstruct(
     lr_z: o.LrZ = None,
     variant: o.Variant = None,
     label: o.Label = None,
+    prompt: o.Prompt = None,
+    text_encoder: o.TextEncoder = None,
     guidance: o.Guidance = None,
     seed: o.Seed = 0,
     device: o.Device = None,
@@ -59,7 +61,7 @@ def reconstruct(
     changes = {
         "particles": particles, "seed": seed, "sigma": sigma, "label": label, "steps": steps, "gamma": gamma,
         "repulsion_until": repulsion_until, "repulsion": repulsion, "rho": rho, "lambda_": lambda_, "lr_x": lr_x,
-        "lr_z": lr_z, "variant": variant, "guidance": guidance,
+        "lr_z": lr_z, "variant": variant, "guidance": guidance, "prompt": prompt, "text_encoder": text_encoder,
     }  # fmt: skip
     with open_model(model, device=device, threads=threads) as engine:
         chosen = find_task(task, engine.operators)
@@ -157,8 +159,14 @@ def demo(
 
 
 def export(
-    checkpoint: Annotated[Path, typer.Option(metavar="DIR", help="Folder in diffusers layout (safetensors only).")],
+    checkpoint: Annotated[
+        str,
+        typer.Option(metavar="DIR|OWNER/NAME", help="Folder in diffusers layout, or one on the hub; safetensors only."),
+    ],
     out: Annotated[Path, typer.Option(metavar="BUNDLE", help="The bundle to write.")],
+    revision: Annotated[
+        str | None, typer.Option(metavar="COMMIT", help="For one on the hub: the commit's full hash, 40 digits.")
+    ] = None,
     target: Annotated[str, typer.Option(metavar="cpu|cuda", help="What the bundle runs on.")] = "cpu",
     precision: Annotated[
         str | None, typer.Option(metavar="fp32|fp16", help="Precision; default: fp32 for cpu, fp16 for cuda.")
@@ -181,6 +189,10 @@ def export(
     features: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Feature extractor for the repulsion; default: the checkpoint's.")
     ] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=TEXT", help="Keep a text's context, for --class NAME; may be repeated."),
+    ] = None,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="Its name; default: the folder's.")] = None,
     without: Annotated[
         str, typer.Option(metavar="NAMES", help="Savings to leave out, to measure them: upsampling, context, ...")
@@ -190,6 +202,7 @@ def export(
     """Turn a diffusion checkpoint into a bundle (needs torch: pip install 'rlsd\\[export]')."""
     batches = None if batch is None else _whole_numbers("batch", batch)
     architectures = _whole_numbers("arch", arch)
+    prompts = _named("prompt", "NAME=TEXT", prompt)
     names = None if operators == "all" else [name.strip() for name in operators.split(",")]
     try:
         from rlsd.export import CheckError, export_checkpoint
@@ -197,8 +210,9 @@ def export(
         raise InputError(f"export needs {error.name}, which is not installed: pip install 'rlsd[export]'") from None
     try:
         path = export_checkpoint(
-            checkpoint, out, target=target, precision=precision, architectures=architectures, size=size,
-            operators=names, batches=batches, features=features, name=name, overwrite=overwrite,
+            checkpoint, out, revision=revision, target=target, precision=precision, architectures=architectures,
+            size=size, operators=names, batches=batches, features=features, prompts=prompts, name=name,
+            overwrite=overwrite,
             without=[word.strip() for word in without.split(",") if word.strip()],
         )  # fmt: skip
     except CheckError as error:
@@ -247,3 +261,13 @@ def _whole_numbers(field: str, given: str) -> list[int]:
         return [int(word) for word in given.split(",")]
     except ValueError:
         raise InputError(f"{field} is {given!r}; whole numbers are wanted, as 2 or 2,8,16") from None
+
+
+def _named(field: str, wanted: str, given: Sequence[str] | None) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for word in given or ():
+        name, equals, value = word.partition("=")
+        if not (name and equals) or name in pairs:
+            raise InputError(f"--{field} {word!r} is not understood: {wanted} is wanted, each name once")
+        pairs[name] = value
+    return pairs

@@ -14,6 +14,7 @@ from rlsd.engine.native import STREAM_USER
 from rlsd.pipeline.errors import InputError, about
 from rlsd.pipeline.fit import Frame, fit_image, read_measurement, read_parameter
 from rlsd.pipeline.images import read_image, sha256
+from rlsd.pipeline.prompts import prompt_context
 from rlsd.pipeline.settings import Settings
 from rlsd.pipeline.tasks import Task
 
@@ -92,6 +93,13 @@ def context_of(engine: Engine, label: str | None) -> np.ndarray | None:
     return engine.context(label)
 
 
+def conditioning(engine: Engine, settings: Settings) -> np.ndarray | None:
+    """The context that the settings name or describe, None for the null context. InputError."""
+    if settings.prompt is not None:
+        return prompt_context(engine, settings.prompt, settings.text_encoder)
+    return context_of(engine, settings.label)
+
+
 def name_sources(paths: Sequence[Path]) -> list[Source]:
     """The files in their order, named after their stems; a stem met before gets a number."""
     sources: list[Source] = []
@@ -122,7 +130,7 @@ def check_plan(engine: Engine, plan: Plan) -> None:
 
 def load_items(engine: Engine, plan: Plan) -> Iterator[Item]:
     """The plan's items one after another: files read, measurements simulated unless they were measured."""
-    context = context_of(engine, plan.settings.label)
+    context = conditioning(engine, plan.settings)
     for source in plan.sources:
         image, params, notes = read_source(engine, plan, source)
         truth = None if plan.measured else image

@@ -78,8 +78,20 @@ Variant = Annotated[
 Label = Annotated[
     str | None, _option(_ALGORITHM, "Condition the prior; `rlsd info BUNDLE` lists classes.", "--class", metavar="NAME")
 ]
+Prompt = Annotated[
+    str | None, _option(_ALGORITHM, "Condition the prior on a text (needs torch).", "--prompt", metavar="TEXT")
+]
+TextEncoder = Annotated[
+    str | None,
+    _option(
+        _ALGORITHM,
+        "Checkpoint whose text encoder reads the prompt; default: the one that the bundle was made from.",
+        "--text-encoder",
+        metavar="DIR|OWNER/NAME@COMMIT",
+    ),
+]
 Guidance = Annotated[
-    float | None, _option(_ALGORITHM, "Guidance scale towards the class; 1: off.", "--guidance", metavar="X")
+    float | None, _option(_ALGORITHM, "Guidance scale towards the class or prompt; 1: off.", "--guidance", metavar="X")
 ]
 
 Seed = Annotated[int, _option(_RUN, "All random numbers derive from it; 0 if not given.", "--seed", metavar="S")]

@@ -15,7 +15,7 @@ from rich.console import Console
 from rlsd.engine import Engine
 from rlsd.pipeline.errors import InputError
 from rlsd.pipeline.html import to_html
-from rlsd.pipeline.items import Plan, check_plan, context_of, frame_of, load_items
+from rlsd.pipeline.items import Plan, check_plan, conditioning, frame_of, load_items
 from rlsd.pipeline.output import OutputFolder
 from rlsd.pipeline.progress import progress
 from rlsd.pipeline.reconstruct import reconstruct_items
@@ -42,7 +42,7 @@ def run_plans(engine: Engine, plans: Sequence[Plan], out: Path, *, overwrite: bo
     folder = OutputFolder(out, names, overwrite=overwrite)
     folder.check()
     for plan in plans:
-        context_of(engine, plan.settings.label)
+        conditioning(engine, plan.settings)
         check_plan(engine, plan)
     start, frame, described = time.monotonic(), frame_of(engine), describe_run(engine, plans)
     records: list[dict[str, Any]] = []

@@ -17,7 +17,9 @@ MAX_PARTICLES = 65536
 class Settings:
     """particles: N an item. seed: all random numbers derive from it. sigma: of the measurement's noise.
 
-    label: the named context that the prior is conditioned on, None for none. Raises InputError.
+    label: the named context that the prior is conditioned on, None for none. prompt: a text in place of it.
+    text_encoder: the checkpoint that turns the prompt into a context, default the one that the bundle names.
+    Raises InputError.
     """
 
     params: Params
@@ -25,6 +27,8 @@ class Settings:
     seed: int = 0
     sigma: float = 0.0
     label: str | None = None
+    prompt: str | None = None
+    text_encoder: str | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.particles <= MAX_PARTICLES:
@@ -33,13 +37,20 @@ class Settings:
             raise InputError(f"seed is {self.seed}; allowed are 0 to 2^64 - 1")
         if not (isfinite(self.sigma) and self.sigma >= 0):
             raise InputError(f"sigma is {self.sigma}; it must be 0 or more")
-        if self.params.guidance != 1 and self.label is None:
-            raise InputError(f"guidance is {self.params.guidance:g}, which needs a class to guide to: name one")
+        if self.label is not None and self.prompt is not None:
+            raise InputError(f"class {self.label!r} and prompt {self.prompt!r} are given; only one of them is allowed")
+        if self.text_encoder is not None and self.prompt is None:
+            raise InputError(f"text encoder {self.text_encoder} is given, but no prompt for it")
+        if self.params.guidance != 1 and self.label is None and self.prompt is None:
+            raise InputError(
+                f"guidance is {self.params.guidance:g}, which needs a class to guide to: name one, or give a prompt"
+            )
 
     def facts(self) -> dict[str, object]:
         """All of it for a report, in the symbols of the paper."""
         params = {key.rstrip("_"): value for key, value in asdict(self.params).items()}
-        facts = {"particles": self.particles, "seed": self.seed, "sigma": self.sigma, "class": self.label}
+        facts: dict[str, object] = {"particles": self.particles, "seed": self.seed, "sigma": self.sigma}
+        facts |= {"class": self.label, "prompt": self.prompt}
         return {**facts, **params}
 
 
@@ -49,7 +60,8 @@ def settings_for(task: Task, family: str, changes: Mapping[str, object]) -> Sett
     Raises InputError naming field, value and what is allowed.
     """
     values = {**task.preset(family)._asdict(), **{key: value for key, value in changes.items() if value is not None}}
-    outer = {key: values.pop(key) for key in ("particles", "seed", "sigma", "label") if key in values}
+    names = ("particles", "seed", "sigma", "label", "prompt", "text_encoder")
+    outer = {key: values.pop(key) for key in names if key in values}
     try:
         return Settings(Params(**values), **outer)
     except ValueError as error:

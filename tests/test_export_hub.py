@@ -1,0 +1,146 @@
+"""Checkpoints of the hub: found in its cache without a network, pinned to a commit, no more files than needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+huggingface_hub = pytest.importorskip("huggingface_hub")
+import checkpoints  # noqa: E402
+
+from rlsd.export import CheckpointError  # noqa: E402
+from rlsd.export.checkpoint import load  # noqa: E402
+from rlsd.export.hub import locate  # noqa: E402
+from rlsd.export.layout import missing_parts, needed_files  # noqa: E402
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+NAME = "someone/small-xl"
+# What the repository of a published SDXL holds, its other formats and pictures included.
+LISTING = [
+    ".gitattributes", "LICENSE.md", "README.md", "comparison.png", "model_index.json",
+    "scheduler/scheduler_config.json",
+    "sd_xl_base_1.0.safetensors",
+    *(f"text_encoder/{name}" for name in (
+        "config.json", "flax_model.msgpack", "model.fp16.safetensors", "model.onnx", "model.safetensors",
+        "openvino_model.bin")),
+    *(f"text_encoder_2/{name}" for name in (
+        "config.json", "model.fp16.safetensors", "model.onnx_data", "model.safetensors")),
+    *(f"tokenizer{suffix}/{name}" for suffix in ("", "_2") for name in (
+        "merges.txt", "special_tokens_map.json", "tokenizer_config.json", "vocab.json")),
+    *(f"{part}/{name}" for part in ("unet", "vae", "vae_1_0") for name in (
+        "config.json", "diffusion_flax_model.msgpack", "diffusion_pytorch_model.fp16.safetensors",
+        "diffusion_pytorch_model.safetensors", "model.onnx")),
+    "vae_decoder/config.json", "vae_decoder/model.onnx",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hub")
+    checkpoints.diffusion_xl(folder / "xl", variant="fp16")
+    checkpoints.in_hub_cache(folder / "cache", NAME, COMMIT, folder / "xl")
+    return folder / "cache"
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    asked: list[str] = []
+
+    def refuse(self: Any, repository: str, **_: Any) -> list[str]:
+        asked.append(repository)
+        raise ConnectionError("there is no network")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", refuse)
+    return asked
+
+
+def test_what_the_cache_holds_is_read_from_there(cache: Path, no_network: list[str]) -> None:
+    for found in (locate(NAME, COMMIT, cache=cache), locate(f"{NAME}@{COMMIT}", cache=cache)):
+        assert found.folder == cache / "models--someone--small-xl" / "snapshots" / COMMIT
+        assert (found.name, found.origin) == ("someone-small-xl", f"{NAME}@{COMMIT}")
+    networks = load(found.folder, (64, 64), ["hdr"], None, origin=found.origin)
+    assert networks.info == [f"text_encoder {NAME}@{COMMIT}"] and networks.latent == (4, 8, 8)
+    assert not no_network
+
+
+def test_what_the_cache_holds_in_part_is_asked_for(cache: Path, tmp_path: Path, no_network: list[str]) -> None:
+    folder = locate(NAME, COMMIT, cache=cache).folder
+    (folder / "vae" / "diffusion_pytorch_model.fp16.safetensors").rename(tmp_path / "away")
+    try:
+        assert missing_parts(folder) == ["vae"]
+        with pytest.raises(CheckpointError, match=f"{NAME} at {COMMIT} is not in the cache .*: there is no network"):
+            locate(NAME, COMMIT, cache=cache)
+    finally:
+        (tmp_path / "away").rename(folder / "vae" / "diffusion_pytorch_model.fp16.safetensors")
+    assert no_network == [NAME]
+
+
+def test_a_download_takes_what_is_needed(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: dict[str, Any] = {}
+    folder = locate(NAME, COMMIT, cache=cache).folder
+
+    def download(repository: str, **given: Any) -> str:
+        taken.update(given, repository=repository)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, name, revision: LISTING)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert locate(NAME, COMMIT, halves=True, cache=tmp_path).folder == folder
+    assert taken["repository"] == NAME and taken["revision"] == COMMIT
+    assert taken["allow_patterns"] == needed_files(LISTING, True)
+
+
+@pytest.mark.parametrize("halves", [False, True])
+def test_needed_files(halves: bool) -> None:
+    chosen = needed_files(LISTING, halves)
+    weights = {file for file in chosen if file.endswith(".safetensors")}
+    dot = ".fp16" if halves else ""
+    assert weights == {
+        f"unet/diffusion_pytorch_model{dot}.safetensors", f"vae/diffusion_pytorch_model{dot}.safetensors",
+        f"text_encoder/model{dot}.safetensors", f"text_encoder_2/model{dot}.safetensors",
+    }  # fmt: skip
+    rest = set(chosen) - weights
+    assert all(file.endswith((".json", ".txt")) for file in rest)
+    assert {"model_index.json", "scheduler/scheduler_config.json", "tokenizer_2/vocab.json", "vae/config.json"} <= rest
+    assert not any(file.startswith(("vae_1_0", "vae_decoder")) for file in chosen)
+
+
+def test_shards_are_all_needed(tmp_path: Path) -> None:
+    names = ["config.json", "diffusion_pytorch_model.safetensors.index.json",
+             *(f"diffusion_pytorch_model-0000{i}-of-00002.safetensors" for i in (1, 2))]  # fmt: skip
+    files = [*(f"unet/{name}" for name in names), "unet/diffusion_pytorch_model.bin"]
+    assert sorted(needed_files(files, True)) == sorted(files[:-1])
+    with pytest.raises(CheckpointError, match=r"unet: no diffusion_pytorch_model\.safetensors"):
+        needed_files(["unet/config.json", "unet/diffusion_pytorch_model.bin"], False)
+    (tmp_path / "unet").mkdir()
+    for name in names[:3]:
+        (tmp_path / "unet" / name).write_text('{"weight_map": {"a": "%s", "b": "%s"}}' % tuple(names[2:]))  # noqa: UP031
+    assert "unet" in missing_parts(tmp_path)
+    (tmp_path / "unet" / names[3]).write_text("")
+    assert "unet" not in missing_parts(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "checkpoint, revision, why",
+    [
+        (NAME, None, "revision None is not allowed.*40 hexadecimal"),
+        (NAME, "main", "revision 'main' is not allowed"),
+        (NAME, COMMIT[:12], "revision '0123456789ab' is not allowed"),
+        (f"{NAME}@v1", None, "revision 'v1' is not allowed"),
+        (f"{NAME}@{COMMIT}", COMMIT, "names one already"),
+        ("no-such-folder", COMMIT, "neither a folder nor owner/name"),
+        ("a/b/c", COMMIT, "neither a folder nor owner/name"),
+        ("../x", COMMIT, "neither a folder nor owner/name"),
+    ],
+)
+def test_what_is_not_pinned_is_refused(checkpoint: str, revision: str | None, why: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=why):
+        locate(checkpoint, revision, cache=tmp_path)
+
+
+def test_a_folder_has_no_revision(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is a local folder"):
+        locate(tmp_path, COMMIT)
