@@ -20,10 +20,11 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
 
-from rlsd.models.fashion import data, train
+from rlsd.models.fashion import data, recipe, train, train_prior
 from rlsd.models.fashion.classifier import Classifier
 from rlsd.models.fashion.evaluate import frechet, histogram_entropy, psnr
 from rlsd.models.fashion.loop import Recipe, batch_indices
+from rlsd.models.fashion.networks import Prior, build_vae
 
 CHECKPOINT = fashion.CHECKPOINT
 
@@ -95,29 +96,29 @@ def test_classifier_takes_odd_inputs(shape: tuple[int, ...], value: float) -> No
 
 @pytest.mark.parametrize("phase", ["vae", "vae-decoder", "classifier", "unet", "unet-finish", "unet-guided"])
 def test_resumed_training_gives_the_same_bits(phase: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(train.BATCH, phase, 4)
+    monkeypatch.setitem(recipe.BATCH, phase, 4)
     g = torch.Generator().manual_seed(5)
     images = torch.randint(0, 256, (12, 1, 28, 28), generator=g, dtype=torch.uint8)
     labels = torch.randint(0, 10, (12,), generator=g)
-    recipe = Recipe(steps=4, lr=1e-3, warmup=1, save_seconds=1e9)
+    short = Recipe(steps=4, lr=1e-3, warmup=1, save_seconds=1e9)
 
     def run(work: Path, stop_at: int | None = None) -> dict[str, torch.Tensor]:
         work.mkdir(exist_ok=True)
         if phase == "vae":
-            train.train_vae(images, work, recipe, stop_at)
+            train.train_vae(images, work, short, stop_at)
         elif phase == "classifier":
-            train.train_classifier(phase, images, labels, work, recipe, stop_at)
+            train.train_classifier(phase, images, labels, work, short, stop_at)
         else:
             torch.manual_seed(6)
-            made = {"vae": train.build_vae(), "classifier-mild": Classifier(), "unet": train.Prior()}
-            made["unet-finish"] = train.Prior()
+            made = {"vae": build_vae(), "classifier-mild": Classifier(), "unet": Prior()}
+            made["unet-finish"] = Prior()
             for name, model in {**made, "vae-decoder": made["vae"]}.items():
                 if name != phase:
                     torch.save({"ema": model.state_dict()}, work / f"{name}.pt")
             if phase == "vae-decoder":
-                train.train_decoder(images, work, recipe, stop_at)
+                train.train_decoder(images, work, short, stop_at)
             else:
-                train.train_unet(phase, images, labels, work, recipe, stop_at)
+                train.train_unet(phase, images, labels, work, short, stop_at)
         state = torch.load(work / f"{phase}.pt", weights_only=True)
         return {f"{part}.{k}": v for part in ("model", "ema") for k, v in state[part].items()}
 
@@ -132,14 +133,14 @@ def test_autoguidance_adds_the_difference_to_a_worse_network(tmp_path: Path) -> 
     networks = {}
     for seed, name in enumerate(("unet", "unet-finish")):
         torch.manual_seed(seed)
-        networks[name] = train.Prior().eval()
+        networks[name] = Prior().eval()
         torch.save({"ema": networks[name].state_dict()}, tmp_path / f"{name}.pt")
-    guided = train.autoguidance(train.STAGES["unet-guided"], tmp_path)
-    assert guided is not None and train.autoguidance(train.STAGES["unet-finish"], tmp_path) is None
+    guided = train_prior.autoguidance(train_prior.STAGES["unet-guided"], tmp_path)
+    assert guided is not None and train_prior.autoguidance(train_prior.STAGES["unet-finish"], tmp_path) is None
     z, t, context = torch.randn(2, 4, 8, 8), torch.tensor([10, 900]), torch.tensor([10, 3])
     with torch.no_grad():
         good, worse = (networks[name](z, t, context) for name in ("unet-finish", "unet"))
-    want = good + (train.GUIDANCE - 1) * (good - worse)
+    want = good + (train_prior.GUIDANCE - 1) * (good - worse)
     assert (guided(z, t, context) - want).norm() < 0.02 * want.norm()  # computed in bf16
     assert (good - want).norm() > 0.1 * want.norm()
 
@@ -151,12 +152,12 @@ def test_an_epoch_visits_every_item_once() -> None:
 
 
 def test_rate_warms_up_and_ends_near_zero() -> None:
-    recipe = Recipe(steps=1000, lr=1.0, warmup=100)
-    assert recipe.rate(0) == pytest.approx(0.01) and recipe.rate(99) == 1.0
-    assert recipe.rate(999) < 1e-4
-    cut = replace(recipe, steps=600, horizon=1000, cooldown=200)
-    assert all(cut.rate(step) == recipe.rate(step) for step in range(401))
-    assert cut.rate(500) == pytest.approx(0.5 * recipe.rate(500)) and cut.rate(599) < 0.01
+    long = Recipe(steps=1000, lr=1.0, warmup=100)
+    assert long.rate(0) == pytest.approx(0.01) and long.rate(99) == 1.0
+    assert long.rate(999) < 1e-4
+    cut = replace(long, steps=600, horizon=1000, cooldown=200)
+    assert all(cut.rate(step) == long.rate(step) for step in range(401))
+    assert cut.rate(500) == pytest.approx(0.5 * long.rate(500)) and cut.rate(599) < 0.01
 
 
 def test_missing_data_names_the_package(tmp_path: Path) -> None:

@@ -23,18 +23,22 @@ class Block(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Images [B, 1, H, W] in [-1, 1] (H, W >= 8, trained at 32) -> logits [B, classes]."""
+    """Images [B, in_channels, H, W] in [-1, 1] (H, W >= 8, trained at 32) -> logits [B, classes]."""
 
-    def __init__(self, channels: tuple[int, ...] = (32, 64, 128), classes: int = 10, groups: int = 8) -> None:
+    def __init__(
+        self, channels: tuple[int, ...] = (32, 64, 128), classes: int = 10, groups: int = 8, in_channels: int = 1
+    ) -> None:
         super().__init__()
-        self.config = {
+        self.config: dict[str, object] = {
             "model_type": "rlsd-fashion-classifier",
             "channels": list(channels),
             "classes": classes,
             "groups": groups,
         }
+        if in_channels != 1:
+            self.config["in_channels"] = in_channels
         layers: list[nn.Module] = []
-        width = 1
+        width = in_channels
         for c in channels:
             layers += [nn.Conv2d(width, c, 3, stride=2, padding=1), Block(c, groups)]
             width = c
@@ -63,6 +67,6 @@ class Classifier(nn.Module):
         from safetensors.torch import load_file
 
         config = json.loads((Path(folder) / "config.json").read_text())
-        model = cls(tuple(config["channels"]), config["classes"], config["groups"])
+        model = cls(tuple(config["channels"]), config["classes"], config["groups"], config.get("in_channels", 1))
         model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
         return model.eval().to(torch.float32)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 IMAGE_MAGIC, LABEL_MAGIC = 0x00000803, 0x00000801
 PAD = 2  # 28 + 2 * 2 = 32: three levels of the VAE halve it without a remainder
+ANY = torch.zeros(1, 1, 28, 28, dtype=torch.uint8)  # the shape of its images, where only that counts
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -39,6 +40,16 @@ def load(folder: Path, split: str) -> tuple[Tensor, Tensor]:
     return torch.tensor(read_idx(images))[:, None], torch.tensor(read_idx(labels)).long()
 
 
+def padding_of(images: Tensor) -> int:
+    """Black pixels that images [..., H, W] get on each side, so that every level can halve them: 2 for 28 x 28."""
+    return -images.shape[-1] % 8 // 2
+
+
+def side_of(images: Tensor) -> int:
+    """The side of square images [..., H, W] once they are padded."""
+    return images.shape[-1] + 2 * padding_of(images)
+
+
 def to_model(images: Tensor) -> Tensor:
-    """uint8 [N, 1, 28, 28] -> float32 [N, 1, 32, 32] in [-1, 1], padded with black."""
-    return F.pad(images, (PAD,) * 4).float() / 127.5 - 1.0
+    """uint8 [N, C, H, W] -> float32 in [-1, 1], padded with black: 28 x 28 becomes 32 x 32, 32 x 32 stays."""
+    return F.pad(images, (padding_of(images),) * 4).float() / 127.5 - 1.0

@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +28,18 @@ NULL = len(CLASS_NAMES)  # row of the context table that means "any garment"
 CONTEXT_WIDTH = 64
 
 
-def build_vae() -> Vae:
-    """Images [B, 1, 32, 32] <-> latents [B, 4, 8, 8]; 0.68 M parameters."""
+def build_vae(channels: int = 1, side: int = 32) -> Vae:
+    """Images [B, channels, side, side] <-> latents [B, 4, side / 4, side / 4]; 0.68 M parameters."""
     return AutoencoderKL(
-        in_channels=1,
-        out_channels=1,
+        in_channels=channels,
+        out_channels=channels,
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
         block_out_channels=(16, 32, 64),
         layers_per_block=1,
         latent_channels=4,
         norm_num_groups=8,
-        sample_size=32,
+        sample_size=side,
     )
 
 
@@ -57,12 +58,12 @@ def build_scheduler() -> Schedule:
 
 
 class Prior(nn.Module):
-    """Noise predictor eps(z_t, t, context) with its learned context table [11, 1, 64]; 3.92 M parameters."""
+    """Noise predictor eps(z_t, t, context) with its learned context table [classes + 1, 1, 64]; 3.92 M parameters."""
 
-    def __init__(self, unet: Unet = None) -> None:
+    def __init__(self, unet: Unet = None, classes: int = NULL, side: int = 32) -> None:
         super().__init__()
         self.unet: Unet = unet or UNet2DConditionModel(
-            sample_size=8,
+            sample_size=side // 4,
             in_channels=4,
             out_channels=4,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -73,33 +74,45 @@ class Prior(nn.Module):
             attention_head_dim=4,
             norm_num_groups=16,
         )
-        self.context = nn.Embedding(NULL + 1, CONTEXT_WIDTH)
+        self.context = nn.Embedding(classes + 1, CONTEXT_WIDTH)
 
     def forward(self, z: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """z [B, 4, 8, 8], t int64 [B], labels int64 [B] in 0..10 (10: null) -> eps like z."""
+        """z [B, 4, h, w], t int64 [B], labels int64 [B] in 0 .. classes (classes: null) -> eps like z."""
         return self.unet(z, t, self.context(labels)[:, None], return_dict=False)[0]
 
 
-def write_checkpoint(out: Path, vae: Vae, prior: Prior, classifier: Classifier) -> None:
-    """Write everything as fp16 safetensors in the layout of diffusers; out is replaced as a whole at the end."""
+def write_checkpoint(
+    out: Path,
+    vae: Vae,
+    prior: Prior,
+    classifier: Classifier | None,
+    names: Sequence[str] = CLASS_NAMES,
+    padding: int = PAD,
+) -> None:
+    """Write everything as fp16 safetensors in the layout of diffusers; out is replaced as a whole at the end.
+
+    names: of the classes, in the order of the context table. padding: black pixels on each side of the images.
+    """
     new, old = out.with_name(f".{out.name}.new{os.getpid()}"), out.with_name(f".{out.name}.old{os.getpid()}")
     new.mkdir(parents=True)
     copy.deepcopy(vae).half().save_pretrained(new / "vae")
     copy.deepcopy(prior.unet).half().save_pretrained(new / "unet")
     build_scheduler().save_pretrained(new / "scheduler")
-    copy.deepcopy(classifier).half().save_pretrained(new / "features")
+    if classifier is not None:
+        copy.deepcopy(classifier).half().save_pretrained(new / "features")
     (new / "context").mkdir()
     table = prior.context.weight.detach().half()[:, None].contiguous()
     save_file({"context": table}, new / "context" / "context.safetensors")
-    described = {"shape": list(table.shape), "names": [*CLASS_NAMES, "null"], "null": NULL}
+    described = {"shape": list(table.shape), "names": [*names, "null"], "null": len(names)}
     (new / "context" / "config.json").write_text(json.dumps(described, indent=2) + "\n")
-    index = {
+    index: dict[str, object] = {
         "_class_name": "DiffusionPipeline",
         "scheduler": ["diffusers", "DDIMScheduler"],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
-        "image_padding": [PAD] * 4,
     }
+    if padding:
+        index["image_padding"] = [padding] * 4
     (new / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     if out.exists():
         out.rename(old)
@@ -110,8 +123,9 @@ def write_checkpoint(out: Path, vae: Vae, prior: Prior, classifier: Classifier) 
 def load_checkpoint(folder: Path) -> tuple[Vae, Prior, Schedule]:
     """Read VAE, noise predictor and schedule; fp32, eval mode."""
     vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32)
-    prior = Prior(UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32))
     table = load_file(folder / "context" / "context.safetensors")["context"]
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
+    prior = Prior(unet, classes=len(table) - 1)
     with torch.no_grad():
         prior.context.weight.copy_(table[:, 0])
     return vae.eval(), prior.eval(), DDIMScheduler.from_pretrained(folder / "scheduler")
