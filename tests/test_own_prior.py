@@ -35,38 +35,37 @@ def picture(path: Path, seed: int, size: tuple[int, int], colour: bool) -> None:
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)).save(path)
 
 
-def follow_the_page(more: str = "") -> None:
+def follow_the_page() -> None:
     """Runs every command of the page here, each with the options of SHORT."""
     (block,) = re.findall(r"```sh\n(.*?)```", PAGE.read_text(), re.DOTALL)
     for line in block.strip().splitlines():
         words = [name for word in shlex.split(line) for name in (sorted(glob.glob(word)) if "*" in word else [word])]
         if words[0] == "python":
-            train.main([*words[3:], *SHORT["python"].split(), *more.split()])
+            train.main([*words[3:], *SHORT["python"].split()])
         else:
             assert run([*words[1:], *SHORT[words[1]].split()]) == DONE
 
 
-@pytest.mark.parametrize("classes", [False, True], ids=["without classes", "with classes"])
-def test_the_pages_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classes: bool) -> None:
+def test_the_pages_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for i in range(6):
-        folder = Path("my-images") / (("tall cats", "dogs")[i % 2] if classes else "")
-        picture(folder / f"{i}.{'png' if i else 'jpg'}", i, (40 + i, 50 - i), colour=classes)
-    picture(Path("held-out/x.png"), 9, (33, 47), colour=classes)
+        picture(
+            Path("my-images") / ("tall cats", "dogs")[i % 2] / f"{i}.{'png' if i else 'jpg'}", i, (40 + i, 50), True
+        )
+    picture(Path("held-out/x.png"), 9, (33, 47), True)
     follow_the_page()
     kinds = {path.suffix for path in Path("my-checkpoint").rglob("*") if path.is_file()}
     assert kinds == {".json", ".safetensors"}
     with Engine("my-bundle") as engine:
-        assert engine.name == "mine" and engine.image_shape == ((3 if classes else 1), 32, 32)
-        assert engine.contexts == (["dogs", "tall-cats"] if classes else [])
-        assert engine.feature_dim == (128 if classes else None)
+        assert engine.name == "mine" and engine.image_shape == (3, 32, 32)
+        assert engine.contexts == ["dogs", "tall-cats"] and engine.feature_dim == 128
     particles = np.load("results/x/arrays.npz")["particles"]
-    assert particles.shape == (2, 3 if classes else 1, 32, 32) and np.isfinite(particles).all()
+    assert particles.shape == (2, 3, 32, 32) and np.isfinite(particles).all()
     assert not np.array_equal(particles[0], particles[1])
 
 
-def test_larger_images_resumed_and_exported(tmp_path: Path) -> None:
-    """64 x 64: interrupted after each phase, the checkpoint is the same as in one go."""
+def test_larger_images_without_classes_resumed(tmp_path: Path) -> None:
+    """64 x 64: interrupted after each phase, the checkpoint is the same as in one go, and has no extractor."""
     from safetensors.torch import load_file
 
     from rlsd.export.checkpoint import load
