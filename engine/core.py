@@ -35,7 +35,7 @@ class Job:
     Arrays may lie in the memory of the engine's GPU: anything with `__dlpack__`, float32 and contiguous.
     y: the measurement, in the operator's measurement shape. operator: its name in the bundle. operator_params: this
     item's parameters by name (a mask, a blur kernel). particles: N. The random numbers depend on seed, item, particle
-    and step alone. context: conditioning [L, C], None for the null context.
+    and step alone. context: conditioning [L, C], None for the null context. trace: whether the result has one.
     """
 
     y: np.ndarray
@@ -46,18 +46,21 @@ class Job:
     item: int = 0
     context: np.ndarray | None = None
     params: Params = Params()  # noqa: RUF009 (frozen: one for all is fine)
+    trace: bool = False
 
 
 @dataclass(frozen=True)
 class Result:
     """particles: [N, C, H, W] float32, nominally in [-1, 1]. latents: [N, ...]. seconds: from first to last tick.
 
-    Both are NumPy arrays, or those that were given to `submit` to be filled.
+    Both are NumPy arrays, or those that were given to `submit` to be filled. trace: [K - 1, N, 2] for a job that asked:
+    for each step and particle the data loss, and the bandwidth of the repulsion (NaN without); see rlsd.h.
     """
 
     particles: Any
     latents: Any
     seconds: float
+    trace: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,8 @@ class Progress:
 class Handle:
     """A submitted job. `result()` once it is done; `release()` drops it at once."""
 
-    def __init__(self, pointer: c.c_void_p, particles: Any, latents: Any):
-        self._pointer, self._particles, self._latents = pointer, particles, latents
+    def __init__(self, pointer: c.c_void_p, particles: Any, latents: Any, trace: np.ndarray | None):
+        self._pointer, self._particles, self._latents, self._trace = pointer, particles, latents, trace
 
     def __del__(self) -> None:
         self.release()
@@ -105,7 +108,7 @@ class Handle:
             raise RuntimeError("the job is not done: run the engine first")
         if info.status:
             raise RlsdError(Status(info.status), info.message.decode(errors="replace"))
-        return Result(self._particles, self._latents, info.seconds)
+        return Result(self._particles, self._latents, info.seconds, self._trace)
 
 
 class Engine:
@@ -278,9 +281,12 @@ class Engine:
         request.particles, request.seed, request.item = n, job.seed, job.item
         request.out, request.out_count = particles.pointer, particles.size
         request.out_latents, request.out_latents_count = latents.pointer, latents.size
+        trace = np.zeros((p.steps - 1, max(n, 0), 2), np.float32) if job.trace else None
+        if trace is not None:
+            request.out_trace, request.out_trace_count = trace.ctypes.data, trace.size
         pointer = c.c_void_p()
         check(library().rlsd_submit(self._pointer, params, request, pointer))
-        handle = Handle(pointer, particles.source, latents.source)
+        handle = Handle(pointer, particles.source, latents.source, trace)
         self._undone.append(handle)
         return handle
 

@@ -107,6 +107,8 @@ class RequestStruct(c.Structure):
         ("out_count", c.c_size_t),
         ("out_latents", c.c_void_p),
         ("out_latents_count", c.c_size_t),
+        ("out_trace", c.c_void_p),
+        ("out_trace_count", c.c_size_t),
     ]
 
 

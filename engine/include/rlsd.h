@@ -179,7 +179,15 @@ typedef struct rlsd_request {
     size_t out_count;
     float *out_latents;        /* [N, latent shape]: the final z, or NULL              */
     size_t out_latents_count;
+    float *out_trace;          /* [K - 1, N, 2], memory of the host: see below; or NULL */
+    size_t out_trace_count;
 } rlsd_request;
+
+/* The trace says how a job went. For step k and particle i it has the data loss
+ * (1/2) mean (y - f(.))^2 whose gradient the step follows (at x_i as step k finds it, or
+ * at D(z_i) where there is no x), and the bandwidth h_i of the repulsion, NaN in steps
+ * without. The median distance from particle i to the others is
+ * sqrt(h_i ln(max(N - 1, 2))). It is written step by step, and changes no result. */
 
 RLSD_API rlsd_status rlsd_request_init(rlsd_request *request, size_t size);
 

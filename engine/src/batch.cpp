@@ -131,7 +131,13 @@ void Batch::data_gradient() {
         const float *at = job.augmented() ? job.x.of(lanes_[i].particle) : lane(image_now_, i, image_);
         std::memcpy(lane(x_, i, image_), at, image_ * sizeof(float));
     }
-    if (any([](const Job &job) { return job.augmented() ? job.step > 0 : job.stepping(); })) timed(*loss_, times.operators);
+    if (!any([](const Job &job) { return job.data_step() >= 0; })) return;
+    timed(*loss_, times.operators);
+    const float *loss = tensors_.find("loss");
+    for (std::size_t i = 0; i < lanes_.size(); ++i) {
+        const Job &job = *lanes_[i].job;
+        if (job.data_step() >= 0) job.trace(Trace::loss, job.data_step(), lanes_[i].particle, double(loss[i]));
+    }
 }
 
 // Ends the step before: x moves along its data gradient and towards D(z).

@@ -64,6 +64,9 @@ void DeviceRepulsion::seat(const std::vector<Job *> &jobs) {
     features_ = cuda::Buffer(device_, floats(rows * stride_));
     result_ = cuda::Buffer(device_, floats(rows * stride_));
     bandwidths_ = cuda::Buffer(device_, floats(rows));
+    seen_bandwidths_.reset();
+    if (std::any_of(jobs.begin(), jobs.end(), [](const Job *job) { return job->out_trace != nullptr; }))
+        seen_bandwidths_ = std::make_unique<cuda::Pinned>(device_, bandwidths_.bytes());
     device_.fill(features_.at(), 0, features_.bytes());
     device_.fill(result_.at(), 0, result_.bytes());
 }
@@ -113,6 +116,7 @@ DeviceRepulsion::Group DeviceRepulsion::make_group(const Size *size, std::vector
 }
 
 void DeviceRepulsion::enqueue() {
+    bool queued = false;
     for (Group &group : groups_) {
         const auto repelled = [](const Job *job) { return job->repelled(); };
         if (std::none_of(group.jobs.begin(), group.jobs.end(), repelled)) continue;
@@ -120,7 +124,9 @@ void DeviceRepulsion::enqueue() {
         for (std::size_t i = 0; i < group.jobs.size(); ++i) steps[i] = group.jobs[i]->step;
         device_.upload(group.steps.at(), steps, group.steps.bytes());
         group.size != nullptr ? small(group) : large(group);
+        queued = true;
     }
+    if (queued && seen_bandwidths_) device_.download(seen_bandwidths_->as<float>(), bandwidths_.at(), bandwidths_.bytes());
 }
 
 // Two launches: distances, then bandwidths, weights and gradient.

@@ -27,6 +27,9 @@ class DeviceRepulsion {
     // Queues the kernels for all jobs, at their present steps. Only if one of them is under repulsion.
     void enqueue();
 
+    // h of the last `enqueue`, once the device was waited for; there for jobs that want a trace.
+    float bandwidth(const Job &job, std::int64_t particle) const { return seen_bandwidths_->as<float>()[row(job, particle)]; }
+
   private:
     struct Size;
     // Jobs that go through the kernels together: those of similar size, so that none depends on another.
@@ -49,6 +52,7 @@ class DeviceRepulsion {
     std::map<const Job *, std::int32_t> first_row_;
     std::list<Group> groups_;
     cuda::Buffer features_, result_, bandwidths_;
+    std::unique_ptr<cuda::Pinned> seen_bandwidths_;  // on the host; null where no job wants a trace
 };
 
 }  // namespace rlsd

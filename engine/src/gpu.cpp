@@ -45,6 +45,11 @@ void DeviceMemory::clear(void *at, std::size_t bytes) const {
         driver.stream_wait(device_.stream());
 }
 
+bool DeviceMemory::on_host(const void *at) const {
+    device_.enter();
+    return cuda::where_is(device_.driver(), at) == cuda::Where::host;
+}
+
 void DeviceMemory::give(void *to, cuda::DevicePointer from, std::size_t bytes) const {
     if (cuda::where_is(device_.driver(), to) == cuda::Where::device) device_.copy(reinterpret_cast<cuda::DevicePointer>(to), from, bytes);
     else device_.download(to, from, bytes);
@@ -161,7 +166,9 @@ void Gpu::tick(const Jobs &active) {
         device_.wait();
         clock_.collect(times_);
         for (Seat &seat : seats_) seat.check();
-        if (!cancelled_) look_at_flags();
+        if (cancelled_) return;
+        trace(active);
+        look_at_flags();
     } catch (const Error &error) {
         fail_all(active, error);
     } catch (const ort::OrtError &error) {
@@ -204,6 +211,22 @@ void Gpu::give_results(Seated &s) {
         if (job.out_latents != nullptr)
             memory_.give(job.out_latents + lane.particle * latent_, state_.z.at(floats(lane.places.slot * latent_)),
                          floats(latent_));
+    }
+}
+
+// What came back for the jobs' traces. A step that is done again overwrites what it left here.
+void Gpu::trace(const Jobs &active) {
+    for (const Seated &s : seated_)
+        for (std::size_t i = 0; i < s.chunk->lanes.size(); ++i) {
+            const DeviceLane &lane = s.chunk->lanes[i];
+            const std::int32_t k = lane.job->data_step();
+            if (!lane.job->done() && k >= 0) lane.job->trace(Trace::loss, k, lane.particle, double(s.chunk->losses[i]));
+        }
+    for (const auto &job : active) {
+        if (job->done() || job->out_trace == nullptr || !job->repelled()) continue;
+        const DeviceRepulsion &space = job->in_features() ? *seen_ : *near_;
+        for (std::int64_t i = 0; i < job->particles; ++i)
+            job->trace(Trace::bandwidth, job->step, i, double(space.bandwidth(*job, i)));
     }
 }
 

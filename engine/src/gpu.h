@@ -21,6 +21,7 @@ class DeviceMemory : public Memory {
     explicit DeviceMemory(const cuda::Device &device) : device_(device) {}
     void read(void *to, const void *from, std::size_t bytes) const override;
     void clear(void *at, std::size_t bytes) const override;  // never throws: it is how failures end
+    bool on_host(const void *at) const override;
     void give(void *to, cuda::DevicePointer from, std::size_t bytes) const;  // queued
 
   private:
@@ -74,6 +75,7 @@ class Gpu : public Backend {
     void back_up();
     void restore(const Guest &guest, std::int64_t particles);
     void give_results(Seated &s);
+    void trace(const Jobs &active);
     void look_at_flags();
     void fail_all(const Jobs &active, const Error &error);
 

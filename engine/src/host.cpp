@@ -113,9 +113,11 @@ void Host::repel(const Jobs &active) {
         if (cancelled_) return;
         const double begin = now_seconds();
         const Piece &piece = pieces[i];
-        for (std::int64_t row = piece.first; row < piece.last; ++row)
-            repulsion_row(piece.crowd, row, &piece.job->repulsion[static_cast<std::size_t>(row * piece.crowd.d)],
-                          scratch_[worker]);
+        for (std::int64_t row = piece.first; row < piece.last; ++row) {
+            float *g = &piece.job->repulsion[static_cast<std::size_t>(row * piece.crowd.d)];
+            const double h = repulsion_row(piece.crowd, row, g, scratch_[worker]);
+            piece.job->trace(Trace::bandwidth, piece.job->step, row, h);
+        }
         spent[worker] += now_seconds() - begin;
     });
     const double busy = std::accumulate(spent.begin(), spent.end(), 0.0);

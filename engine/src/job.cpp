@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 namespace rlsd {
 namespace {
@@ -67,7 +68,7 @@ void Variable::allocate(std::size_t particles, std::size_t each) {
 
 Job::Job(Bundle &from, const Memory &buffers, const rlsd_params &p, const rlsd_request &r)
     : bundle(&from), memory(&buffers), params(p), op(nullptr), particles(r.particles), seed(r.seed), item(r.item), out(r.out),
-      out_latents(r.out_latents) {
+      out_latents(r.out_latents), out_trace(r.out_trace) {
     const Manifest &m = from.manifest();
     require(r.op != nullptr, "op is NULL");
     op = from.find_operator(r.op);
@@ -99,6 +100,10 @@ Job::Job(Bundle &from, const Memory &buffers, const rlsd_params &p, const rlsd_r
     require(out != nullptr, "out is NULL");
     require_count(r.out_count, particles * count_of(m.image), "out");
     if (out_latents != nullptr) require_count(r.out_latents_count, particles * count_of(m.latent), "out_latents");
+    if (out_trace != nullptr) {
+        require_count(r.out_trace_count, static_cast<std::int64_t>(trace_count()), "out_trace");
+        require(memory->on_host(out_trace), "out_trace is memory of a device, allowed is memory of the host");
+    }
     feature_repulsion = p.repulsion != RLSD_REPULSION_LATENT && from.has("features");
     repulsion_dim = feature_repulsion ? m.feature_dim : count_of(m.latent);
     clear_outputs();
@@ -109,11 +114,23 @@ void Job::clear_outputs() {
     const auto bytes = [this](const Shape &each) { return static_cast<std::size_t>(particles * count_of(each)) * sizeof(float); };
     memory->clear(out, bytes(m.image));
     if (out_latents != nullptr) memory->clear(out_latents, bytes(m.latent));
+    if (out_trace != nullptr) memory->clear(out_trace, trace_count() * sizeof(float));
+}
+
+std::size_t Job::trace_count() const {
+    return static_cast<std::size_t>(std::int64_t(steps()) * particles) * static_cast<std::size_t>(Trace::count);
+}
+
+void Job::trace(Trace what, std::int32_t k, std::int64_t particle, double value) const {
+    if (out_trace == nullptr) return;
+    const auto row = static_cast<std::size_t>(std::int64_t(k) * particles + particle);
+    out_trace[row * static_cast<std::size_t>(Trace::count) + static_cast<std::size_t>(what)] = static_cast<float>(value);
 }
 
 void Job::begin() {
     state = RLSD_ACTIVE;
     set_step();
+    if (out_trace != nullptr) std::fill_n(out_trace, trace_count(), std::numeric_limits<float>::quiet_NaN());
 }
 
 void Job::draw() {

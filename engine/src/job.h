@@ -35,7 +35,10 @@ struct Memory {
     virtual ~Memory() = default;
     virtual void read(void *to, const void *from, std::size_t bytes) const { std::memcpy(to, from, bytes); }
     virtual void clear(void *at, std::size_t bytes) const { std::memset(at, 0, bytes); }
+    virtual bool on_host(const void *) const { return true; }
 };
+
+enum class Trace : std::size_t { loss, bandwidth, count };
 
 struct Job {
     // memory must outlive it.
@@ -44,6 +47,8 @@ struct Job {
     bool augmented() const { return params.variant == RLSD_AUGMENTED; }
     std::int32_t steps() const { return params.steps - 1; }
     bool stepping() const { return step < steps(); }  // else only the last decoder run is missing
+    // The step whose data gradient this tick computes, -1 if none: an x ends its step in the tick after.
+    std::int32_t data_step() const { return augmented() ? step - 1 : stepping() ? step : -1; }
     bool repelled() const { return stepping() && now.repulsion != 0; }
     bool in_features() const { return feature_repulsion; }
     bool done() const { return state == RLSD_DONE; }
@@ -57,7 +62,10 @@ struct Job {
     void mark_broken(std::int64_t particle);  // from any worker
     void fail(rlsd_status why, const std::string &message);
     void clear_outputs();
+    std::size_t trace_count() const;    // values of the trace
     void finish();                      // the outputs are written: frees the state
+    // Notes a number of step k, if the caller wants a trace; from any worker.
+    void trace(Trace what, std::int32_t k, std::int64_t particle, double value) const;
     std::int64_t steps_left() const { return done() ? 0 : std::int64_t(particles) * (steps() - step); }
 
     const Bundle *bundle;
@@ -69,7 +77,7 @@ struct Job {
     std::int32_t particles;
     std::uint64_t seed;
     std::uint32_t item;
-    float *out, *out_latents;
+    float *out, *out_latents, *out_trace;
 
     Variable z, x;
     std::vector<float> phi, repulsion;  // [N, D] in the space where particles repel each other

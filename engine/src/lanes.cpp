@@ -17,7 +17,7 @@ void fill_lane(const Lane &lane, Places places, double loss_scale, LaneWords &wo
     // As on the CPU, x moves in the tick after the latent's step: not in the first, and once more at the end.
     if (job.augmented()) words.mode |= augmented;
     if (job.stepping()) words.mode |= move_z;
-    if (job.augmented() ? job.step > 0 : job.stepping()) words.mode |= gradient;
+    if (job.data_step() >= 0) words.mode |= gradient;
     if (job.repelled() && job.in_features()) words.mode |= pulled;
 
     const Step next = job.at(std::min(job.step + 1, job.steps()));

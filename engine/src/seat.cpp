@@ -20,7 +20,8 @@ struct Layout {
     std::size_t words() const { return n * sizeof(std::int64_t); }
     std::size_t reals() const { return words() + n * sizeof(LaneWords); }
     std::size_t flags() const { return reals() + n * sizeof(LaneReals); }
-    std::size_t bytes() const { return flags() + n * sizeof(std::int32_t); }
+    std::size_t losses() const { return flags() + n * sizeof(std::int32_t); }
+    std::size_t bytes() const { return losses() + n * sizeof(float); }
 };
 
 }  // namespace
@@ -28,7 +29,7 @@ struct Layout {
 Chunk::Chunk(const cuda::Device &device, std::int64_t lanes_at_most)
     : size(lanes_at_most), pinned(device, Layout(size).bytes()), words(pinned.as<LaneWords>(Layout(size).words())),
       reals(pinned.as<LaneReals>(Layout(size).reals())), times(pinned.as<std::int64_t>(Layout(size).times())),
-      flags(pinned.as<std::int32_t>(Layout(size).flags())) {}
+      flags(pinned.as<std::int32_t>(Layout(size).flags())), losses(pinned.as<float>(Layout(size).losses())) {}
 
 bool Chunk::any(bool (*holds)(const Job &)) const {
     return std::any_of(lanes.begin(), lanes.end(), [&](const DeviceLane &lane) { return holds(*lane.job); });
@@ -211,7 +212,10 @@ void Seat::gradient(const Chunk &chunk, const DeviceState &state) {
         const cuda::Kernel &kernel = kernels_.get("operator_input_fp16_nchw");
         kernel.launch(tiles(kernel, image_), {at("words"), state.x.at(), at("image"), at("x"), std::int32_t(image_)});
     }
-    if (chunk.any([](const Job &job) { return job.augmented() ? job.step > 0 : job.stepping(); })) loss_->enqueue();
+    if (!chunk.any([](const Job &job) { return job.data_step() >= 0; })) return;
+    loss_->enqueue();
+    if (chunk.any([](const Job &job) { return job.out_trace != nullptr; }))
+        device_.download(chunk.losses, at("loss"), static_cast<std::size_t>(size_) * sizeof(float));
 }
 
 void Seat::step_x(const DeviceState &state, const DeviceRepulsion *seen) {

@@ -44,6 +44,7 @@ struct Chunk {
     LaneReals *reals;
     std::int64_t *times;
     std::int32_t *flags;  // not 0: something was not finite
+    float *losses;        // of the data, for those who want a trace
 };
 
 // Seconds of the device, by stage: an event at the end of each.

@@ -149,6 +149,7 @@ static void check_bad_requests(const problem *p, rlsd_engine *engine) {
     WITH_REQUEST(request.out = NULL, "out");
     WITH_REQUEST(++request.out_count, "out");
     WITH_REQUEST((request.out_latents = out, request.out_latents_count = 1), "out_latents");
+    WITH_REQUEST((request.out_trace = out, request.out_trace_count = 1), "out_trace");
     WITH_REQUEST((request.context = out, request.context_count = 1), "context");
     WITH_REQUEST(request.size = 0, "size");
     memcpy(bad, p->y, p->measured * sizeof *bad);

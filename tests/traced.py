@@ -1,0 +1,53 @@
+"""What a trace must hold, from engine/reference.py in float64: the loss where it takes its gradient, and bandwidths."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import numpy as np
+from tiny import M, Nets, P, Twin
+
+from rlsd.engine import Job
+from rlsd.engine import reference as oracle
+
+
+class Witness(Twin):
+    """Networks that remember the data loss [N] of each call for its gradient."""
+
+    def __init__(self, nets: Nets, job: Job):
+        super().__init__(nets, job)
+        self.losses: list[np.ndarray] = []
+
+    def data_gradient(self, x):
+        self.losses.append(0.5 * ((self.measure(x) - self.y) ** 2).mean(1))
+        return super().data_gradient(x)
+
+
+def bandwidths(phi: np.ndarray) -> np.ndarray:
+    """h [N] by the published rule, for particles that are not close to each other."""
+    n = len(phi)
+    h = np.empty(n)
+    for i in range(n):
+        distances = sorted(np.linalg.norm(phi[i] - phi[j]) for j in range(n) if j != i)
+        h[i] = distances[(n - 2) // 2] ** 2 / np.log(max(n - 1, 2))
+    return h
+
+
+def wanted_trace(nets: Nets, job: Job) -> np.ndarray:
+    """[K - 1, N, 2]."""
+    seen: list[tuple[int, np.ndarray]] = []
+    true = oracle.repulsion
+
+    def repulsion(phi, seed, item, step):
+        seen.append((step, bandwidths(phi)))
+        return true(phi, seed, item, step)
+
+    witness = Witness(nets, job)
+    space = "latent" if job.params.repulsion == "latent" else "features"
+    with mock.patch.object(oracle, "repulsion", repulsion):
+        oracle.rlsd(witness, nets.abar, M, P, job.particles, job.params, job.seed, job.item, 1, space)
+    trace = np.full((job.params.steps - 1, job.particles, 2), np.nan)
+    trace[:, :, 0] = witness.losses
+    for step, h in seen:
+        trace[step, :, 1] = h
+    return trace
