@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from rlsd.export.check import CheckError
-from rlsd.export.operators import default_parameters
-
-ADJOINT_LIMIT = 1e-8  # in float64, relative to the product of the norms
+from rlsd.export.adjoint import check_own
+from rlsd.export.deepinv import from_physics, is_physics
 
 
 def load_own(spec: str, image: Sequence[int]) -> tuple[str, nn.Module]:
     """The operator of `spec`, "FILE.py:NAME", and what a bundle calls it: NAME in lower_case.
 
-    NAME is a torch module, or a function of the image shape (C, H, W) that makes one, such as its class. Its
+    NAME is a torch module, or a function of the image shape (C, H, W) that makes one, such as its class; or a deepinv
+    Physics for images in [0, 1], or a function that makes one (rlsd.export.deepinv.from_physics). A module's
     forward(x [B, C, H, W] in [-1, 1], **parameters) gives y [B, ...]; `parameters_of(image shape)` gives the shapes of
     an item's parameters by name, if it has any. `linear = True` claims that it is linear, which is then checked.
     Raises ValueError with the reason if there is no such operator, CheckError if it is not what it claims.
@@ -33,31 +30,13 @@ def load_own(spec: str, image: Sequence[int]) -> tuple[str, nn.Module]:
     if found is None:
         raise ValueError(f"operator {spec!r}: {path.name} defines no {word}")
     operator = found if isinstance(found, nn.Module) else found(tuple(image))
+    if is_physics(operator):
+        operator = from_physics(operator, image)
     if not isinstance(operator, nn.Module):
         raise ValueError(f"operator {spec!r} is a {type(operator).__name__}, not a torch.nn.Module")
     operator = operator.float().eval().requires_grad_(False)
     check_own(spec, operator, image)
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", word).lower(), operator
-
-
-def check_own(spec: str, operator: nn.Module, image: Sequence[int]) -> None:
-    """One measurement per image, a gradient that reaches it, and an adjoint if the operator claims to be linear."""
-    precise = copy.deepcopy(operator).double()
-    given = {name: value.double() for name, value in default_parameters(operator, image, 2).items()}
-    x = (torch.rand(2, *image, dtype=torch.float64) * 2 - 1).requires_grad_(True)
-    y = precise(x, **given)
-    if not isinstance(y, Tensor) or y.dim() < 2 or y.shape[0] != 2 or not y.is_floating_point():
-        raise CheckError(f"operator {spec!r} must give a real tensor [B, ...] for images [B, ...]: {_said(y)}")
-    if not y.requires_grad:
-        raise CheckError(f"operator {spec!r} gives no gradient in x")
-    if not getattr(operator, "linear", False):
-        return
-    v = torch.randn_like(y)
-    (pulled,) = torch.autograd.grad(y, x, v)
-    y, x = y.detach(), x.detach()
-    gap = abs(float((y * v).sum() - (x * pulled).sum())) / float(y.norm() * v.norm())
-    if not gap <= ADJOINT_LIMIT:
-        raise CheckError(f"operator {spec!r} says it is linear, but <f(x), v> and <x, f*(v)> differ by {gap:.1e}")
 
 
 def _imported(path: Path) -> object:
@@ -66,7 +45,3 @@ def _imported(path: Path) -> object:
     module = importlib.util.module_from_spec(described)
     described.loader.exec_module(module)
     return module
-
-
-def _said(value: object) -> str:
-    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -65,6 +65,7 @@ def split(
     """Cuts `function(*args) -> y` and its pull-back in the input number `wrt` in two graphs of static shapes.
 
     recomputed: operations whose results the pull graph makes again although they would be worth keeping.
+    Raises NotImplementedError for a function that writes into parts of tensors.
     """
     state = {**dict(function.named_parameters()), **dict(function.named_buffers())}
 
@@ -81,6 +82,9 @@ def split(
         traced = make_fx(joint, decomposition_table=_decompositions(), tracing_mode="fake")(
             list(state.values()), list(args), example
         )
+    for node in traced.graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable and not node.users:
+            raise NotImplementedError(f"{node.target} changes a part of a tensor, which a graph of values cannot say")
     _drop_detach(traced.graph)
     return _cut(traced, list(state.values()), list(names), KEPT - recomputed)
 

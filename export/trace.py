@@ -19,6 +19,7 @@ from rlsd.export.channels_last import channels_last
 from rlsd.export.fused_sums import fuse_sums
 from rlsd.export.fusions import drop_no_ops, fuse_attention, fuse_geglu, plain_linear
 from rlsd.export.graph import add_buffer, arguments, calls, constant, replace
+from rlsd.export.padding import plain_padding
 
 aten = torch.ops.aten
 
@@ -28,6 +29,7 @@ def to_aten(module: nn.Module, args: Sequence[Tensor], rewrites: Sequence[str] |
     module = module.eval().requires_grad_(False)
     with plain_attention():
         graph_module = torch.export.export(module, tuple(args), strict=False).module(check_guards=False)
+    plain_padding(graph_module)
     for name in REWRITES if rewrites is None else rewrites:
         (REWRITES | CUDA_REWRITES)[name](graph_module)
     graph_module.graph.eliminate_dead_code()

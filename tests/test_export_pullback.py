@@ -34,6 +34,8 @@ MODULES = {
     "norm without weights": (nn.Sequential(nn.GroupNorm(3, 6, affine=False), nn.Sigmoid()), (6, 5, 4)),
     "upsampling folded": (upsampled(nn.Conv2d(8, 4, 3, padding=1), nn.SiLU()), (3, 5, 6)),
     "upsampling alone": (upsampled(nn.GELU()), (3, 5, 6)),
+    "circular padding": (nn.Sequential(nn.CircularPad2d((1, 2, 0, 3)), nn.Conv2d(3, 4, 3), nn.SiLU()), (3, 6, 7)),
+    "replicated padding": (nn.Sequential(nn.ReplicationPad2d((2, 1, 0, 3)), nn.Conv2d(3, 4, 3)), (3, 6, 7)),
     "strided, dilated, grouped": (
         nn.Sequential(
             nn.Conv2d(4, 8, 3, stride=2, padding=1, groups=2), nn.ReLU(), nn.Conv2d(8, 4, 3, dilation=2, padding=2)
@@ -98,3 +100,16 @@ def test_each_rewrite_leaves_the_function_as_it_is(name):
         want = to_aten(module, (x,), [])(x)
         got = to_aten(module, (x,), [name])(x)
         assert torch.allclose(got, want, atol=2e-5)
+
+
+class Written(nn.Module):
+    def forward(self, x):
+        y = torch.zeros_like(x)
+        y[:, 1:] = x[:, :-1] ** 2
+        return y
+
+
+def test_writing_into_a_part_is_refused():
+    x = torch.randn(1, 3)
+    with pytest.raises(NotImplementedError, match=r"copy_.* changes a part of a tensor"):
+        split(Written(), [x], ["x"])

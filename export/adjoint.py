@@ -1,0 +1,42 @@
+"""What every operator that is not ours must show before it is exported."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from rlsd.export.check import CheckError
+from rlsd.export.operators import default_parameters
+
+ADJOINT_LIMIT = 1e-8  # in float64, relative to the product of the norms
+
+
+def check_own(spec: str, operator: nn.Module, image: Sequence[int]) -> None:
+    """One measurement per image, a gradient that reaches it, an adjoint if it claims to be linear or `affine`."""
+    precise = copy.deepcopy(operator).double()
+    given = {name: value.double() for name, value in default_parameters(operator, image, 2).items()}
+    x = (torch.rand(2, *image, dtype=torch.float64) * 2 - 1).requires_grad_(True)
+    y = precise(x, **given)
+    if not isinstance(y, Tensor) or y.dim() < 2 or y.shape[0] != 2 or not y.is_floating_point():
+        raise CheckError(f"operator {spec!r} must give a real tensor [B, ...] for images [B, ...]: {_said(y)}")
+    if not y.requires_grad:
+        raise CheckError(f"operator {spec!r} gives no gradient in x")
+    linear, affine = (getattr(operator, word, False) for word in ("linear", "affine"))
+    if not (linear or affine):
+        return
+    if not linear:  # linear but for a constant, as of images in [0, 1]
+        y = y - precise(torch.zeros_like(x), **given).detach()
+    v = torch.randn_like(y)
+    (pulled,) = torch.autograd.grad(y, x, v)
+    y, x = y.detach(), x.detach()
+    gap = abs(float((y * v).sum() - (x * pulled).sum())) / float(y.norm() * v.norm())
+    if not gap <= ADJOINT_LIMIT:
+        claim = "linear" if linear else "affine"
+        raise CheckError(f"operator {spec!r} says it is {claim}, but <f(x), v> and <x, f*(v)> differ by {gap:.1e}")
+
+
+def _said(value: object) -> str:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
