@@ -47,7 +47,7 @@ bundle: $(DEV)/.ready
 $(RUN)/.ready: $(NATIVE) $(PYTHONS)
 	$(PYTHON) -m venv $(RUN)
 	$(RUN)/bin/python $(PIP) install --upgrade pip
-	$(RUN)/bin/python $(PIP) install '.[cpu]'
+	$(RUN)/bin/python $(PIP) install '.[cpu,report]'
 	touch $@
 
 $(DEV)/.ready: $(NATIVE)

@@ -36,16 +36,15 @@ def class_head(engine: Engine) -> ClassHead | None:
         if key != "class_head" or not words:
             continue
         file, *names = words
-        wanted = (len(names), (engine.feature_dim or 0) + 1)
+        width = (engine.feature_dim or 0) + 1
         try:
             values = np.fromfile(engine.path / file, "<f4").astype(np.float64)
         except OSError as error:
             raise InputError(f"class_head {file} of the bundle cannot be read: {error.strerror}") from error
-        if not names or values.size != wanted[0] * wanted[1] or not np.isfinite(values).all():
-            raise InputError(
-                f"class_head {file} of the bundle has {values.size} values, {wanted} finite ones are wanted"
-            )
-        values = values.reshape(wanted)
+        if not names or values.size != len(names) * width or not np.isfinite(values).all():
+            wanted = f"{len(names) * width} finite ones are wanted"
+            raise InputError(f"class_head {file} of the bundle has {values.size} values, {wanted}")
+        values = values.reshape(len(names), width)
         return ClassHead(tuple(names), values[:, :-1], values[:, -1])
     return None
 

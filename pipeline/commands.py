@@ -15,6 +15,7 @@ from rlsd.pipeline import show, tuning
 from rlsd.pipeline.census import show_census
 from rlsd.pipeline.errors import InputError
 from rlsd.pipeline.items import Plan, name_sources
+from rlsd.pipeline.lpips import load_lpips
 from rlsd.pipeline.model import find_bundle, open_model
 from rlsd.pipeline.plan import read_plan
 from rlsd.pipeline.presets import family_of
@@ -47,6 +48,7 @@ def reconstruct(
     prompt: o.Prompt = None,
     text_encoder: o.TextEncoder = None,
     guidance: o.Guidance = None,
+    lpips: o.Lpips = None,
     seed: o.Seed = 0,
     device: o.Device = None,
     threads: o.Threads = 0,
@@ -63,13 +65,15 @@ def reconstruct(
         "repulsion_until": repulsion_until, "repulsion": repulsion, "rho": rho, "lambda_": lambda_, "lr_x": lr_x,
         "lr_z": lr_z, "variant": variant, "guidance": guidance, "prompt": prompt, "text_encoder": text_encoder,
     }  # fmt: skip
+    distance = load_lpips(lpips) if lpips else None
     with open_model(model, device=device, threads=threads) as engine:
         chosen = find_task(task, engine.operators)
         if measured and sigma is None:
             changes["sigma"] = 0.0  # not known
         settings = settings_for(chosen, family_of(engine.image_shape), changes)
         plan = Plan(chosen, settings, name_sources(input), measured, parameter_files(mask, param))
-        announce(run_plans(engine, [plan], out, overwrite=overwrite, console=Console(stderr=True)))
+        console = Console(stderr=True)
+        announce(run_plans(engine, [plan], out, overwrite=overwrite, console=console, lpips=distance))
 
 
 def parameter_files(masks: Sequence[Path] | None, parameters: Sequence[str] | None) -> dict[str, list[Path]]:

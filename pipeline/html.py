@@ -6,6 +6,11 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from rlsd.pipeline.html_items import QUALITY, SPREAD, card, figure_table, item_table
+from rlsd.pipeline.html_table import plain, table
+from rlsd.pipeline.spreadsheet import dig
+
+SHOWN, LISTED = 200, 1000  # items of a task with a card, and in its table: a page of thousands would not open
 CSS = """
 :root { --ink: #1c2028; --faint: #6b7280; --line: #e3e6ea; --paper: #fff; --soft: #f6f7f9; --accent: #2f5f9e; }
 * { box-sizing: border-box; }
@@ -22,7 +27,8 @@ th, td { text-align: left; padding: 4px 18px 4px 0; border-bottom: 1px solid var
 .cards td { overflow-wrap: anywhere; }
 th { font-weight: 600; color: var(--faint); white-space: nowrap; } tr:last-child td { border-bottom: 0; }
 td.number, th.number { text-align: right; }
-details { margin: 8px 0 0; } summary { cursor: pointer; color: var(--accent); }
+details { margin: 8px 0 0; } table + table { margin-top: 8px; }
+details.wide { overflow-x: auto; } summary { cursor: pointer; color: var(--accent); }
 code { font-size: 12.5px; overflow-wrap: anywhere; } a { color: var(--accent); }
 """
 
@@ -37,16 +43,19 @@ def to_html(report: Mapping[str, Any]) -> str:
         f"{time['particle_steps']:,} particle-steps in {time['seconds']:.1f} s"
         + (f", {rate:,.0f} a second on {time['threads']} threads" if rate else "")
     )
+    files = " ".join(f'<a href="{name}">{name}</a>' for name in ("report.json", "items.csv", "particles.csv"))
     parts = [
         "<h1>rlsd report</h1>",
         f'<p class="faint">{lead}</p>',
+        f"<p>{files}</p>",
         *(f'<p class="failed">{escape(each["name"])} failed: {escape(each["error"])}</p>' for each in report["failed"]),
         _overview(report),
+        _calibration(report),
+        *(_task(task, [item for item in items if item["task"] == task["task"]]) for task in report["tasks"]),
+        "<h2>How</h2>",
+        _how(report),
+        f'<p class="faint">{_NOTES}{_lpips_note(report)}</p>',
     ]
-    for task in report["tasks"]:
-        parts.append(f"<h2>{escape(task['task'])}: {escape(task['summary'])}</h2>")
-        parts += [_item(item) for item in items if item["task"] == task["task"]]
-    parts += ["<h2>How</h2>", _how(report), f'<p class="faint">{_NOTES}</p>']
     title = escape(f"rlsd: {bundle['name']}, {count}")
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -58,75 +67,93 @@ def to_html(report: Mapping[str, Any]) -> str:
 
 
 _NOTES = (
-    "PSNR (dB) and SSIM are means over an item's particles, then the best particle's, then those of the particles' "
-    "mean image. They compare images clipped to [-1, 1], inside of the prior's black border if it has one. "
+    "PSNR (dB), SSIM and LPIPS are means over an item's particles, then the best particle's, then those of the "
+    "particle that fits the measurement best (chosen without the clean image), then those of the mean image. "
+    "They compare images clipped to [-1, 1], inside of the prior's black border if it has one. "
+    "Residual is sqrt(mean (y - f(x))^2) over what was observed. "
     "Similarity is the mean cosine of the angle between the features of an item's particles, deviation the mean of "
     "the deviation map in units of the image range [-1, 1]: low similarity and high deviation mean diverse. "
-    "Residual is sqrt(mean (y - f(x))^2) over what was observed."
+    "Classes are those that the prior's classifier sees among the particles, entropy (in nats) that of their shares. "
+    "Error of mean is the root mean square of the mean image's error; spread is what it should be by the particles' "
+    "deviation: spread / error is 1 for particles that are as unsure as they should be, less for those too sure. "
+    "Coverage is the share of the pixels whose true value lies between the lowest and the highest particle, nominal "
+    "what it would be if truth and particles were drawn from the same distribution. "
 )
+
+
+def _lpips_note(report: Mapping[str, Any]) -> str:
+    if not report.get("lpips"):
+        return ""
+    times = report["lpips"]["enlarged"]
+    return f"For LPIPS each pixel is repeated {times} x {times} times. " if times > 1 else ""
 
 
 def _overview(report: Mapping[str, Any]) -> str:
-    """One line of means for each task."""
-    rows = []
+    """Means over the items of each task."""
+    names, means = [], []
     for task in report["tasks"]:
         items = [item for item in report["items"] if item["task"] == task["task"]]
         if items:
-            rows.append(
-                [task["task"], str(len(items)), *(_number(_mean(items, path), form) for _, path, form in _FIGURES)]
-            )
-    head = ["task", "items", *(title for title, _, _ in _FIGURES)]
-    return '<section class="card"><h3>Means over the items</h3>' + table(head, rows) + "</section>" if rows else ""
+            names.append([task["task"], str(len(items))])
+            means.append(_means(items) | {"calibration": report["calibration"].get(task["task"])})
+    tables = [figure_table(["task", "items"], names, figures, means) for figures in (QUALITY, SPREAD)]
+    return '<section class="card"><h3>Means over the items</h3>' + "".join(tables) + "</section>" if names else ""
 
 
-_FIGURES: Sequence[tuple[str, tuple[str, ...], str]] = (
-    ("PSNR", ("psnr", "mean"), ".2f"),
-    ("best", ("psnr", "best"), ".2f"),
-    ("mean image", ("psnr", "of_mean_image"), ".2f"),
-    ("SSIM", ("ssim", "mean"), ".3f"),
-    ("best", ("ssim", "best"), ".3f"),
-    ("mean image", ("ssim", "of_mean_image"), ".3f"),
-    ("similarity", ("feature_similarity",), ".3f"),
-    ("deviation", ("deviation",), ".3f"),
-    ("residual", ("residual", "mean"), ".4f"),
-    ("in sigma", ("residual_in_sigma", "mean"), ".2f"),
-)
+def _means(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The mean of each figure over the items that have it, in the shape of an item's record."""
+    found: dict[str, Any] = {}
+    for _, path, _ in (*QUALITY, *SPREAD):
+        values = [value for item in items if (value := dig(item, path)) is not None]
+        if not values or path[0] == "calibration":
+            continue
+        mean = sum(values) / len(values)
+        if len(path) == 1:
+            found[str(path[0])] = mean
+        else:
+            found.setdefault(str(path[0]), {})[path[1]] = mean
+    return found
 
 
-_FILES = ("mean.png", "std.png", "measurement.png", "arrays.npz", "item.json")
-
-
-def _item(item: Mapping[str, Any]) -> str:
-    """One item: its grid picture, its figures, its files."""
-    folder = escape(item["name"], quote=True)
-    figures = [_number(_dig(item, path), form) for _, path, form in _FIGURES]
-    shown = [(title, value) for (title, _, _), value in zip(_FIGURES, figures) if value]
-    notes = "; ".join(item["notes"])
-    source = f"{item['source'] or 'given array'}" + (f" ({notes})" if notes else "")
-    columns = ["particle", "PSNR", "SSIM", "residual"]
-    paths = (("psnr", ".2f"), ("ssim", ".3f"), ("residual", ".4f"))
-    values = [(_dig(item, (key, "particles")) or [], form) for key, form in paths]
-    count = max((len(each) for each, _ in values), default=0)
-    rows = [[str(i), *(_number(v[i], form) if i < len(v) else "" for v, form in values)] for i in range(count)]
+def _calibration(report: Mapping[str, Any]) -> str:
+    if not report["calibration"]:
+        return ""
+    shown = '<img class="grid" src="calibration.png" alt="coverage, and error against spread">'
     return (
-        f'<section class="card"><h3>{folder}</h3>'
-        f'<a href="{folder}/grid.png"><img class="grid" loading="lazy" src="{folder}/grid.png" alt="{folder}"></a>'
-        + table([title for title, _ in shown], [[value for _, value in shown]])
-        + f"<details><summary>each particle, files</summary>{table(columns, rows)}"
-        f'<p class="faint">from {escape(source)}</p><p>'
-        + " ".join(f'<a href="{folder}/{name}">{name}</a>' for name in _FILES)
-        + "</p></details></section>"
+        '<section class="card"><h3>Calibration: all pixels of all items</h3>'
+        + (shown if report["calibration_plot"] else f'<p class="faint">{_NO_PLOTS}</p>')
+        + "</section>"
     )
+
+
+_NO_PLOTS = "Plots need matplotlib: pip install 'rlsd[report]'."
+
+
+def _task(task: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> str:
+    """A task's heading, the table of its items, and their cards."""
+    notes = []
+    if len(items) > SHOWN:
+        notes.append(f"The first {SHOWN} of {len(items)} items are shown; items.csv has all of them.")
+    plotted = sum(bool(item["plots"]) for item in items)
+    if items and plotted < len(items):
+        notes.append(f"The first {plotted} items have plots.")
+    parts = [
+        f"<h2>{escape(task['task'])}: {escape(task['summary'])}</h2>",
+        *(f'<p class="faint">{note}</p>' for note in notes),
+        item_table(items[:LISTED]) if len(items) > 1 else "",
+        *(card(item) for item in items[:SHOWN]),
+    ]
+    return "\n".join(parts)
 
 
 def _how(report: Mapping[str, Any]) -> str:
     """Settings, time by phase, machine, versions and hashes."""
     keys = [key for key in report["tasks"][0] if key not in ("summary", "parameter_files")] if report["tasks"] else []
-    settings = [[key.replace("_", " "), *(_text(task[key]) for task in report["tasks"])] for key in keys]
+    settings = [[key.replace("_", " "), *(plain(task[key]) for task in report["tasks"])] for key in keys]
     phases = [[name.replace("_", " "), f"{value:.2f}"] for name, value in report["time"]["thread_seconds"].items()]
-    bundle = [[key.replace("_", " "), _text(value)] for key, value in report["bundle"].items()]
-    system = [[key, _text(value)] for part in ("machine", "versions") for key, value in report[part].items()]
-    hashes = [[item["name"], item["sha256"] or ""] for item in report["items"]]
+    bundle = [[key.replace("_", " "), plain(value)] for key, value in report["bundle"].items()]
+    system = [[key, plain(value)] for part in ("machine", "versions") for key, value in report[part].items()]
+    hashes = [[item["name"], item["sha256"] or ""] for item in report["items"][:SHOWN]]
     cards = (
         ("Settings", table(["", *("" for _ in report["tasks"])], settings)),
         ("Seconds in each phase, summed over the threads", table(["phase", "seconds"], phases)),
@@ -136,49 +163,3 @@ def _how(report: Mapping[str, Any]) -> str:
     )
     sections = (f'<section class="card"><h3>{title}</h3>{content}</section>' for title, content in cards)
     return f'<div class="cards">{"".join(sections)}</div>'
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], code: bool = False) -> str:
-    """A table of texts. Columns of numbers stand to the right; a head of empty texts is left out."""
-    numbers = [bool(rows) and all(is_number(row[column]) for row in rows) for column in range(len(head))]
-
-    def line(tag: str, texts: Sequence[str]) -> str:
-        cells = []
-        for text, right in zip(texts, numbers):
-            shown = f"<code>{escape(text)}</code>" if code and tag == "td" else escape(text)
-            cells.append(f"<{tag}{' class=number' if right else ''}>{shown}</{tag}>")
-        return f"<tr>{''.join(cells)}</tr>"
-
-    top = line("th", head) if any(head) else ""
-    return f"<table>{top}{''.join(line('td', row) for row in rows)}</table>"
-
-
-def is_number(text: str) -> bool:
-    """Whether the text looks like a number (or is empty, as a figure that there is not)."""
-    return not text.strip("0123456789.,-")
-
-
-def _dig(item: Mapping[str, Any], path: Sequence[str]) -> Any:
-    value: Any = item
-    for key in path:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
-
-
-def _mean(items: Sequence[Mapping[str, Any]], path: Sequence[str]) -> float | None:
-    values = [value for item in items if (value := _dig(item, path)) is not None]
-    return sum(values) / len(values) if values else None
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
-
-
-def _text(value: object) -> str:
-    if isinstance(value, list):
-        return " x ".join(map(str, value))
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, bool) or value is None:
-        return {None: "none", True: "yes", False: "no"}[value]
-    return str(value)

@@ -55,6 +55,7 @@ class Item:
             item=self.index,
             context=self.context,
             params=self.settings.params,
+            trace=True,
         )
 
 
@@ -103,7 +104,7 @@ def conditioning(engine: Engine, settings: Settings) -> np.ndarray | None:
 def name_sources(paths: Sequence[Path]) -> list[Source]:
     """The files in their order, named after their stems; a stem met before gets a number."""
     sources: list[Source] = []
-    taken = {"report.json", "report.html", "overview.png"}
+    taken = {"report.json", "report.html", "overview.png", "calibration.png", "items.csv", "particles.csv"}
     for index, path in enumerate(paths):
         stem = re.sub(r"[^\w.-]+", "-", path.stem).strip(".-") or "item"
         name, count = stem, 1

@@ -59,5 +59,13 @@ def residual(y: np.ndarray, predicted: np.ndarray, params: Mapping[str, np.ndarr
     return np.sqrt(squared.reshape(len(squared), -1).mean(1))
 
 
+def observed_share(y: np.ndarray, params: Mapping[str, np.ndarray]) -> float:
+    """The share of the values of y that a mask says were observed; 1 without a mask."""
+    mask = params.get("mask")
+    if mask is None or mask.shape[1:] != y.shape[1:]:
+        return 1.0
+    return float(np.broadcast_to(mask, y.shape).mean())
+
+
 def _clipped(image: np.ndarray) -> np.ndarray:
     return np.clip(image.astype(np.float64), -1, 1)

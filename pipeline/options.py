@@ -94,6 +94,15 @@ Guidance = Annotated[
     float | None, _option(_ALGORITHM, "Guidance scale towards the class or prompt; 1: off.", "--guidance", metavar="X")
 ]
 
+Lpips = Annotated[
+    Path | None,
+    _option(
+        _RUN,
+        "Weights of the perceptual distance LPIPS (docs/metrics.md): report it as well.",
+        "--lpips",
+        metavar="FILE|DIR",
+    ),
+]
 Seed = Annotated[int, _option(_RUN, "All random numbers derive from it; 0 if not given.", "--seed", metavar="S")]
 Device = Annotated[
     str | None,

@@ -13,7 +13,9 @@ from types import TracebackType
 
 from rlsd.pipeline.errors import InputError
 
-OURS = re.compile(r"particle_\d+\.png|(mean|std|measurement|input|grid)\.png|arrays\.npz|item\.json")
+OURS = re.compile(
+    r"particle_\d+\.png|(mean|std|measurement|input|grid|similarity|trajectories)\.png|arrays\.npz|item\.json"
+)
 TEMPORARY = ".tmp-"  # a folder that a killed run may leave behind
 
 

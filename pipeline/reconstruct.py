@@ -20,11 +20,15 @@ Report = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """particles: [N, C, H, W] and latents: [N, ...], both empty when the item failed, of which `error` says why."""
+    """particles: [N, C, H, W], latents: [N, ...], trace: [K - 1, N, 2] as in rlsd.h.
+
+    All are empty when the item failed, of which `error` says why.
+    """
 
     item: Item
     particles: np.ndarray
     latents: np.ndarray
+    trace: np.ndarray
     seconds: float
     error: str | None = None
 
@@ -84,5 +88,5 @@ def _outcome(item: Item, handle: Any) -> Outcome:
     except RlsdError as error:
         if error.status is not Status.NON_FINITE:
             raise
-        return Outcome(item, np.empty(0), np.empty(0), 0.0, str(error))
-    return Outcome(item, result.particles, result.latents, result.seconds)
+        return Outcome(item, np.empty(0), np.empty(0), np.empty(0), 0.0, str(error))
+    return Outcome(item, result.particles, result.latents, result.trace, result.seconds)

@@ -1,9 +1,8 @@
-"""What is written for one item: its folder of pictures and arrays, and its figures."""
+"""What is written for one item: its folder of pictures, plots and arrays, and its entry in the report."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,64 +10,28 @@ from typing import Any
 import numpy as np
 from PIL.PngImagePlugin import PngInfo
 
-from rlsd.engine import Engine
 from rlsd.pipeline import metrics, picture
 from rlsd.pipeline.fit import Frame
 from rlsd.pipeline.grid import Cell, draw_grid
 from rlsd.pipeline.items import Item
+from rlsd.pipeline.judge import Judgement
+from rlsd.pipeline.layout import MOST, draw_layout
+from rlsd.pipeline.plots import can_plot, trajectories
 from rlsd.pipeline.reconstruct import Outcome
 
 GRID_PARTICLES = 20  # more are written, but not put in the grid
 
 
-def measure_outcome(engine: Engine, outcome: Outcome, frame: Frame) -> dict[str, Any]:
-    """The figures of a reconstruction, as plain numbers; images are compared inside of the bundle's padding."""
-    item, particles = outcome.item, outcome.particles
-    params = item.operator_params
-    predicted = engine.measure(item.task.operator, particles, **{name: v[None] for name, v in params.items()})
-    residual = metrics.residual(item.y, predicted, params)
-    sigma = item.settings.sigma
-    figures: dict[str, Any] = {
-        "seconds": round(outcome.seconds, 3),
-        "residual": summary(residual.tolist()),
-        "residual_in_sigma": summary((residual / sigma).tolist()) if sigma > 0 else None,
-        "deviation": float(metrics.deviation(frame.crop(particles)).mean()),
-        "feature_similarity": None,
-    }
-    if engine.feature_dim:
-        figures["feature_similarity"] = metrics.cosine_similarity(engine.features(particles))
-    if item.truth is not None:
-        figures.update(compare(frame.crop(particles), frame.crop(item.truth)))
-    return figures
+def write_item(
+    folder: Path, outcome: Outcome, judgement: Judgement, frame: Frame, plots: bool = True
+) -> dict[str, Any]:
+    """Fills an item's folder and returns its entry in report.json, which is in item.json as well.
 
-
-def compare(particles: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
-    """PSNR and SSIM of each particle [N, C, H, W], of the best, and of the particles' mean image."""
-    mean = particles.mean(axis=0)
-    psnr = [metrics.psnr(particle, truth) for particle in particles]
-    ssim = [value for particle in particles if (value := metrics.ssim(particle, truth)) is not None]
-    return {
-        "psnr": {**summary(psnr, max), "of_mean_image": _finite(metrics.psnr(mean, truth))},
-        "ssim": {**summary(ssim, max), "of_mean_image": metrics.ssim(mean, truth)} if ssim else None,
-    }
-
-
-def summary(values: Sequence[float], best: Any = min) -> dict[str, Any]:
-    """The particles' values with their mean and best; infinite ones (a perfect PSNR) become None: JSON has none."""
-    mean = float(np.mean(values))
-    return {"mean": _finite(mean), "best": _finite(best(values)), "particles": [_finite(value) for value in values]}
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
-def write_item(folder: Path, outcome: Outcome, figures: dict[str, Any], frame: Frame) -> None:
-    """Fills an item's folder: particle_NN.png, mean, std, measurement, input and grid.png, arrays.npz, item.json.
-
-    Pictures show the inside of the bundle's padding; arrays.npz holds everything in full, float32.
+    The pictures are particle_NN.png, mean, std, measurement, input and grid.png, which show the inside of the bundle's
+    padding; with `plots` also similarity.png, for more than one particle, and trajectories.png, if matplotlib is there.
+    arrays.npz holds everything in full, float32.
     """
-    item, particles = outcome.item, outcome.particles
+    item, particles, figures = outcome.item, outcome.particles, judgement.figures
     shown = frame.crop(particles)
     digits = max(2, len(str(len(shown) - 1)))
     for index, particle in enumerate(shown):
@@ -83,13 +46,47 @@ def write_item(folder: Path, outcome: Outcome, figures: dict[str, Any], frame: F
     scale.add_text("scale", f"0 to {top:g} in units of the image range [-1, 1]")
     picture.deviation_figure(deviation, top).save(folder / "std.png", pnginfo=scale)
     item_grid(outcome, figures, frame).save(folder / "grid.png")
-    arrays = {"particles": particles, "latents": outcome.latents, "y": item.y}
+    entry = record(item, figures, write_plots(folder, outcome, judgement, frame) if plots else [])
+    np.savez(folder / "arrays.npz", **arrays_of(outcome))
+    (folder / "item.json").write_text(json.dumps(entry | {"std_png_scale": [0, top]}, indent=1) + "\n")
+    return entry
+
+
+def arrays_of(outcome: Outcome) -> dict[str, Any]:
+    """What arrays.npz holds, by name."""
+    item = outcome.item
+    arrays = {"particles": outcome.particles, "latents": outcome.latents, "trace": outcome.trace, "y": item.y}
     arrays |= {f"param.{name}": value for name, value in item.operator_params.items()}
     if item.truth is not None:
         arrays["truth"] = item.truth
-    floats: dict[str, Any] = {name: np.asarray(value, np.float32) for name, value in arrays.items()}
-    np.savez(folder / "arrays.npz", **floats)
-    (folder / "item.json").write_text(json.dumps(record(item, figures) | {"std_png_scale": [0, top]}, indent=1) + "\n")
+    return {name: np.asarray(value, np.float32) for name, value in arrays.items()}
+
+
+def write_plots(folder: Path, outcome: Outcome, judgement: Judgement, frame: Frame) -> list[str]:
+    """The plots of an item; returns their names."""
+    item, written = outcome.item, []
+    if len(outcome.particles) > 1:
+        similarity(outcome, judgement, frame).save(folder / "similarity.png")
+        written.append("similarity.png")
+    if can_plot():
+        scale = 1 / np.sqrt(max(metrics.observed_share(item.y, item.operator_params), 1e-9))
+        (folder / "trajectories.png").write_bytes(trajectories(outcome.trace, scale, item.settings.sigma))
+        written.append("trajectories.png")
+    return written
+
+
+def similarity(outcome: Outcome, judgement: Judgement, frame: Frame) -> Any:
+    """The particles, and the clean image if its place is known, laid out by their features (or latents)."""
+    shown, phi = list(frame.crop(outcome.particles)[:MOST]), judgement.phi[:MOST]
+    classes = judgement.figures["classes"]
+    names = classes["predicted"] if classes else [""] * len(shown)
+    labels = [f"{index} {name}" for index, name in enumerate(names[: len(shown)])]
+    if judgement.truth is not None and outcome.item.truth is not None:
+        shown.append(frame.crop(outcome.item.truth))
+        phi, labels = np.concatenate([phi, judgement.truth[None]]), [*labels, "input"]
+    marked = len(shown) - 1 if labels[-1] == "input" else None
+    title = "particles by similarity" + (f" (the first {MOST})" if len(outcome.particles) > MOST else "")
+    return draw_layout(title, [picture.picture(image) for image in shown], phi, labels, marked)
 
 
 def item_grid(outcome: Outcome, figures: dict[str, Any], frame: Frame) -> Any:
@@ -114,8 +111,8 @@ def measurement_cell(item: Item, frame: Frame) -> tuple[Any, str, str]:
     return image, label, " x ".join(map(str, item.y.shape[-2:]))
 
 
-def record(item: Item, figures: dict[str, Any]) -> dict[str, Any]:
-    """An item's entry in report.json."""
+def record(item: Item, figures: dict[str, Any], plots: Sequence[str] = ()) -> dict[str, Any]:
+    """An item's entry in report.json. plots: names of those in its folder."""
     return {
         "name": item.name,
         "item": item.index,
@@ -124,6 +121,7 @@ def record(item: Item, figures: dict[str, Any]) -> dict[str, Any]:
         "sha256": item.digest,
         "measured": item.truth is None,
         "notes": list(item.notes),
+        "plots": list(plots),
         **figures,
     }
 

@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from rlsd.engine import Engine
+from rlsd.pipeline.calibration import pool
 from rlsd.pipeline.images import sha256
 from rlsd.pipeline.items import Plan, frame_of
 from rlsd.pipeline.machine import machine, versions
@@ -43,12 +44,18 @@ def build_report(
     failed: Sequence[Mapping[str, str]],
     seconds: float,
 ) -> dict[str, Any]:
-    """The whole report as plain values: describe_run's, times, and each item's record (record.record)."""
+    """The whole report as plain values: describe_run's, times, each item's record (record.record), and each task's
+    calibration over all of its items."""
     order = {task["task"]: index for index, task in enumerate(described["tasks"])}
+    items = sorted(records, key=lambda record: (order[record["task"]], record["item"]))
+    pooled = {
+        task: pool([i["calibration"] for i in items if i["task"] == task and i.get("calibration")]) for task in order
+    }
     return {
         **described,
         "time": times(engine, seconds),
-        "items": sorted(records, key=lambda record: (order[record["task"]], record["item"])),
+        "calibration": {task: figures for task, figures in pooled.items() if figures},
+        "items": items,
         "failed": list(failed),
     }
 

@@ -16,11 +16,17 @@ from rlsd.engine import Engine
 from rlsd.pipeline.errors import InputError
 from rlsd.pipeline.html import to_html
 from rlsd.pipeline.items import Plan, check_plan, conditioning, frame_of, load_items
+from rlsd.pipeline.judge import Judge
+from rlsd.pipeline.lpips import Lpips, enlargement
 from rlsd.pipeline.output import OutputFolder
+from rlsd.pipeline.plots import calibration_plot, can_plot
 from rlsd.pipeline.progress import progress
 from rlsd.pipeline.reconstruct import reconstruct_items
-from rlsd.pipeline.record import measure_outcome, record, write_item
+from rlsd.pipeline.record import write_item
 from rlsd.pipeline.report import build_report, describe_run, to_json
+from rlsd.pipeline.spreadsheet import items_csv, particles_csv
+
+PLOTTED = 20  # items of a plan that get plots of their own: the first ones
 
 
 @dataclass(frozen=True)
@@ -31,10 +37,13 @@ class Finished:
     page: Path
 
 
-def run_plans(engine: Engine, plans: Sequence[Plan], out: Path, *, overwrite: bool, console: Console) -> Finished:
+def run_plans(
+    engine: Engine, plans: Sequence[Plan], out: Path, *, overwrite: bool, console: Console, lpips: Lpips | None = None
+) -> Finished:
     """Reconstructs all sources of all plans into `out`; progress goes to `console`.
 
-    Nothing is written before every input has been read once and found good. Raises InputError, RlsdError, OSError.
+    lpips: the perceptual distance, for the figures. Nothing is written before every input has been read once and found
+    good. Raises InputError, RlsdError, OSError.
     """
     names = [source.name for plan in plans for source in plan.sources]
     if not names:
@@ -45,6 +54,9 @@ def run_plans(engine: Engine, plans: Sequence[Plan], out: Path, *, overwrite: bo
         conditioning(engine, plan.settings)
         check_plan(engine, plan)
     start, frame, described = time.monotonic(), frame_of(engine), describe_run(engine, plans)
+    judge = Judge(engine, lpips)
+    if lpips is not None:
+        described["lpips"] = {"enlarged": enlargement(frame.content)}
     records: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
     with folder, progress(sum(plan.particle_steps() for plan in plans), console) as report:
@@ -54,11 +66,20 @@ def run_plans(engine: Engine, plans: Sequence[Plan], out: Path, *, overwrite: bo
                 if outcome.error is not None:
                     failed.append({"name": outcome.item.name, "error": outcome.error})
                     continue
-                figures = measure_outcome(engine, outcome, frame)
+                judgement, plots = judge(outcome), outcome.item.index < PLOTTED
                 with folder.item(outcome.item.name) as path:
-                    write_item(path, outcome, figures, frame)
-                records.append(record(outcome.item, figures))
+                    records.append(write_item(path, outcome, judgement, frame, plots))
         content = build_report(described, engine, records, failed, time.monotonic() - start)
-        folder.file("report.json", to_json(content))
-        page = folder.file("report.html", to_html(content))
+        page = write_report(folder, content)
     return Finished(content, page)
+
+
+def write_report(folder: OutputFolder, content: dict[str, Any]) -> Path:
+    """The files about the whole run: report.json and .html, the CSVs, calibration.png; returns the page."""
+    content["calibration_plot"] = bool(content["calibration"]) and can_plot()
+    if content["calibration_plot"]:
+        folder.file("calibration.png", calibration_plot(content["calibration"]))
+    folder.file("items.csv", items_csv(content["items"]))
+    folder.file("particles.csv", particles_csv(content["items"]))
+    folder.file("report.json", to_json(content))
+    return folder.file("report.html", to_html(content))

@@ -77,7 +77,7 @@ def test_measured_input_with_a_mask(tmp_path):
     Image.fromarray(mask).save("mask.png")
     assert reconstruct("--measured", "--mask", "mask.png", "-n", "2") == 0
     with np.load("out/a/arrays.npz") as arrays:
-        assert set(arrays) == {"particles", "latents", "y", "param.mask"}
+        assert set(arrays) == {"particles", "latents", "y", "param.mask", "trace"}
         assert (arrays["y"][:, 2:12, 2:30] == 0).all()
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert report["items"][0]["measured"] and "psnr" not in report["items"][0]
@@ -161,7 +161,7 @@ def test_an_item_that_fails_is_reported_and_the_others_are_written(tmp_path, cap
 def test_all_items_failing(tmp_path):
     FAKE["broken"] = [0]
     assert reconstruct() == 1
-    assert files_in(tmp_path / "out") == {"report.json", "report.html"}
+    assert files_in(tmp_path / "out") == {"report.json", "report.html", "items.csv", "particles.csv"}
 
 
 def test_an_interrupt_leaves_nothing_half_written(tmp_path, capsys):

@@ -1,7 +1,6 @@
-"""Streaming reconstruction, simulation of measurements, and what is written for an item; with a stand-in engine."""
+"""Streaming reconstruction and simulation of measurements; with a stand-in engine."""
 
 import itertools
-import json
 
 import numpy as np
 import pytest
@@ -9,7 +8,6 @@ from PIL import Image
 from pipeline_fake import FakeEngine, make_bundle
 
 from rlsd.engine import Params, RlsdError, Status, normal
-from rlsd.pipeline import record
 from rlsd.pipeline.errors import InputError
 from rlsd.pipeline.items import (
     Item,
@@ -17,14 +15,13 @@ from rlsd.pipeline.items import (
     Source,
     check_plan,
     context_of,
-    frame_of,
     load_items,
     name_sources,
     simulate,
 )
-from rlsd.pipeline.reconstruct import Outcome, reconstruct_items
+from rlsd.pipeline.reconstruct import reconstruct_items
 from rlsd.pipeline.settings import Settings, settings_for
-from rlsd.pipeline.tasks import TASKS, Task
+from rlsd.pipeline.tasks import TASKS
 
 SETTINGS = Settings(Params(steps=5), particles=3, sigma=0.1)
 
@@ -159,76 +156,6 @@ def test_settings(engine):
     assert context_of(engine, None) is None and context_of(engine, "dog")[0, 0] == 1
     with pytest.raises(InputError, match="class 'cow' is not known to the prior fake; its classes: cat, dog"):
         context_of(engine, "cow")
-
-
-# ------------------------------------------------------------------ writing
-
-
-def outcome(engine: FakeEngine, **changes) -> Outcome:
-    (made,) = reconstruct_items(engine, [item(0, **changes)])
-    return made
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_an_items_folder(tmp_path, channels):
-    engine = FakeEngine(make_bundle(tmp_path / "b"), channels=channels)
-    truth = np.random.default_rng(0).uniform(-1, 1, (channels, 32, 32)).astype(np.float32)
-    y = engine.measure("superres4", truth[None])[0]
-    made, frame = outcome(engine, truth=truth, y=y), frame_of(engine)
-    figures = record.measure_outcome(engine, made, frame)
-    folder = tmp_path / "item"
-    folder.mkdir()
-    record.write_item(folder, made, figures, frame)
-    names = ["arrays.npz", "grid.png", "input.png", "item.json", "mean.png", "measurement.png"]
-    assert sorted(p.name for p in folder.iterdir()) == sorted(
-        [*names, "std.png", *(f"particle_0{i}.png" for i in range(3))]
-    )
-    particle = np.asarray(Image.open(folder / "particle_01.png"))
-    assert particle.shape[:2] == (28, 28) and particle.ndim == (2 if channels == 1 else 3)
-    shown = np.moveaxis(np.atleast_3d(particle), -1, 0) / 127.5 - 1
-    np.testing.assert_allclose(shown, frame.crop(made.particles[1]), atol=0.5 / 127.5 + 1e-6)
-    with np.load(folder / "arrays.npz") as arrays:
-        assert set(arrays) == {"particles", "latents", "y", "truth"}
-        assert all(array.dtype == np.float32 for array in arrays.values())
-        np.testing.assert_array_equal(arrays["particles"], made.particles)
-    written = json.loads((folder / "item.json").read_text())
-    assert written["psnr"]["best"] == max(written["psnr"]["particles"])
-    assert Image.open(folder / "std.png").text["scale"].startswith("0 to ")
-
-
-def test_figures(engine):
-    truth = np.zeros((1, 32, 32), np.float32)
-    made = outcome(engine, truth=truth)
-    figures = record.measure_outcome(engine, made, frame_of(engine))
-    inside = made.particles[:, :, 2:30, 2:30].astype(float)
-    assert figures["psnr"]["particles"][0] == pytest.approx(10 * np.log10(4 / (inside[0] ** 2).mean()), rel=1e-6)
-    predicted = engine.measure("superres4", made.particles)
-    assert figures["residual"]["particles"][2] == pytest.approx(np.sqrt((predicted[2] ** 2).mean()), rel=1e-5)
-    assert figures["residual_in_sigma"]["mean"] == pytest.approx(figures["residual"]["mean"] / 0.1)
-    assert figures["deviation"] == pytest.approx(inside.std(0).mean(), rel=1e-6)
-    assert -1 <= figures["feature_similarity"] <= 1
-
-
-@pytest.mark.parametrize(
-    "task, shape",
-    [(TASKS["phase-retrieval"], (1, 48, 48)), (Task("sum", "a vector", "sum"), (5,)), (TASKS["random"], (1, 32, 32))],
-)
-def test_every_kind_of_measurement_has_a_picture(engine, tmp_path, task, shape):
-    params = {"mask": np.ones((1, 32, 32), np.float32)} if task.parameter else {}
-    y = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
-    made = outcome(engine, task=task, y=y, operator_params=params)
-    record.write_item(tmp_path, made, record.measure_outcome(engine, made, frame_of(engine)), frame_of(engine))
-    assert Image.open(tmp_path / "measurement.png").size[0] >= 3
-
-
-def test_one_particle_and_a_perfect_one(engine, tmp_path):
-    made = outcome(engine, settings=Settings(Params(steps=3), particles=1))
-    made = Outcome(item(0, truth=made.particles[0], settings=made.item.settings), made.particles, made.latents, 1.0)
-    figures = record.measure_outcome(engine, made, frame_of(engine))
-    assert figures["feature_similarity"] is None and figures["residual_in_sigma"] is None
-    assert figures["psnr"] == {"mean": None, "best": None, "particles": [None], "of_mean_image": None}
-    record.write_item(tmp_path, made, figures, frame_of(engine))
-    json.loads((tmp_path / "item.json").read_text(), parse_constant=pytest.fail)
 
 
 def test_source_and_plan_count_their_work():
