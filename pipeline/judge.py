@@ -13,6 +13,7 @@ from rlsd.engine import Engine
 from rlsd.pipeline import metrics
 from rlsd.pipeline.calibration import calibration
 from rlsd.pipeline.classes import class_figures, class_head
+from rlsd.pipeline.errors import InputError
 from rlsd.pipeline.items import Item, frame_of
 from rlsd.pipeline.lpips import Lpips
 from rlsd.pipeline.reconstruct import Outcome
@@ -34,6 +35,9 @@ class Judge:
     def __init__(self, engine: Engine, lpips: Lpips | None = None):
         self.engine, self.lpips = engine, lpips
         self.frame, self.head = frame_of(engine), class_head(engine)
+        channels = engine.image_shape[0]
+        if lpips and channels not in (1, 3):
+            raise InputError(f"lpips is for images of 1 or 3 channels, but the prior's have {channels}")
 
     def __call__(self, outcome: Outcome) -> Judgement:
         """All figures of a reconstruction."""

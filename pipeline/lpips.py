@@ -67,8 +67,6 @@ class Lpips:
 def prepared(image: np.ndarray) -> np.ndarray:
     """[C, H, W] as [H, W, 3] in [-1, 1], pixels repeated until the shorter side has LEAST_SIDE."""
     colour = np.clip(np.moveaxis(image, 0, -1), -1, 1).astype(np.float32)
-    if colour.shape[2] not in (1, 3):
-        raise InputError(f"lpips is for images of 1 or 3 channels, not {colour.shape[2]}")
     times = enlargement(image.shape)
     return np.broadcast_to(colour, (*colour.shape[:2], 3)).repeat(times, 0).repeat(times, 1)
 

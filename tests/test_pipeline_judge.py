@@ -103,6 +103,11 @@ def test_classes_that_do_not_fit(engine):
         class_head(engine)
 
 
+def test_lpips_is_for_gray_and_colour(tmp_path):
+    with pytest.raises(InputError, match="images of 1 or 3 channels, but the prior's have 2"):
+        Judge(FakeEngine(make_bundle(tmp_path / "b"), channels=2), Lightness())
+
+
 def test_one_particle_and_a_perfect_one(engine, tmp_path):
     made = outcome(engine, settings=Settings(Params(steps=3), particles=1))
     made = outcome(engine, settings=made.item.settings, truth=made.particles[0])
