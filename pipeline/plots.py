@@ -71,7 +71,8 @@ def calibration_plot(pooled: Mapping[str, Mapping[str, Any]]) -> bytes:
         (line,) = left.plot(nominal, found, marker="o", markersize=4, linewidth=1.3, label=label)
         bins = {key: np.array(values, float) for key, values in figures["bins"].items()}
         used = bins["pixels"] >= 0.001 * bins["pixels"].sum()
-        spread, error = (np.sqrt(bins[key][used] / bins["pixels"][used]) for key in ("variance", "squared_error"))
+        means = (np.sqrt(bins[key][used] / bins["pixels"][used]) for key in ("variance", "squared_error"))
+        spread, error = (np.maximum(mean, EDGES[0] / 2) for mean in means)  # 0 has no place on the axis
         right.plot(spread, error, marker="o", markersize=4, linewidth=1.3, color=line.get_color())
     left.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     right.set(xscale="log", yscale="log")
