@@ -12,6 +12,10 @@ NATIVE := pyproject.toml CMakeLists.txt $(wildcard engine/include/*.h engine/src
 PYTHONS := $(foreach room,$(ROOMS),$(wildcard $(room)/*.py $(room)/*/*.py)) models/fashion/bundle/manifest.txt
 # pip would choose gigabytes of CUDA packages where no NVIDIA GPU is: there, one CPU version is named first.
 TORCH := $(if $(shell command -v nvidia-smi),torch>=2.11,torch==2.13.0)
+# Where no GPU is, the index's torchvision cannot load its compiled part, which would break what imports it: there deepinv,
+# which needs only the rest of it, gets a folder that only its own tests look into (tests/with_deepinv.py).
+APART := --no-deps --target $(DEV)/deepinv torchvision==0.28.0 torchmetrics lightning-utilities einops h5py natsort
+DEEPINV := $(if $(shell command -v nvidia-smi),,$(APART)) deepinv==0.5.0
 
 .PHONY: demo test bench bundle lint native clean
 
@@ -55,6 +59,7 @@ $(DEV)/.ready: $(NATIVE)
 	$(DEV)/bin/python $(PIP) install --upgrade pip
 	$(DEV)/bin/python $(PIP) install '$(TORCH)'
 	$(DEV)/bin/python $(PIP) install scikit-build-core ninja cmake
+	$(DEV)/bin/python $(PIP) install $(DEEPINV)
 	$(DEV)/bin/python $(PIP) install --no-build-isolation -e '.[cpu,export,train,test]'
 	touch $@
 

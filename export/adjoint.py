@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from rlsd.export.check import CheckError
 from rlsd.export.operators import default_parameters
+from rlsd.export.physics import FromPhysics, Measurement, PhysicsOperator
 
 ADJOINT_LIMIT = 1e-8  # in float64, relative to the product of the norms
+SINGLE_LIMIT = 1e-4  # relative, where a physics computes in float32 only
 
 
 def check_own(spec: str, operator: nn.Module, image: Sequence[int]) -> None:
@@ -36,6 +38,38 @@ def check_own(spec: str, operator: nn.Module, image: Sequence[int]) -> None:
     if not gap <= ADJOINT_LIMIT:
         claim = "linear" if linear else "affine"
         raise CheckError(f"operator {spec!r} says it is {claim}, but <f(x), v> and <x, f*(v)> differ by {gap:.1e}")
+
+
+def check_adjoint(operator: PhysicsOperator, found: FromPhysics, image: Sequence[int], limit: float) -> float:
+    """The relative gap between a physics' own A_adjoint and the pull-back of `found`. CheckError above `limit`."""
+    generator = torch.Generator().manual_seed(4)
+    precise, measure = copy.deepcopy(found).double(), operator.measure
+    doubled = copy.deepcopy(measure).double()
+    x = torch.zeros(1, *image, dtype=torch.float64, requires_grad=True)
+    y = precise(x)
+    v = torch.randn(y.shape, dtype=torch.float64, generator=generator)
+    (pulled,) = torch.autograd.grad(y, x, v)
+    own = operator.layout.unpack(v * operator.layout.scale**2)  # unpack divides by the scale, the adjoint multiplies
+    try:
+        back = doubled.physics.A_adjoint(own)
+    except (RuntimeError, TypeError):
+        back, limit = (
+            measure.physics.A_adjoint(own.to(torch.complex64 if _complex(own) else torch.float32)),
+            SINGLE_LIMIT,
+        )
+    back = (back.real if back.is_complex() else back).double()
+    (want,) = torch.autograd.grad(operator.view(x), x, back)
+    gap = float((pulled - want).norm() / pulled.norm())
+    if not gap <= limit:
+        raise CheckError(
+            f"physics {type(measure.physics).__name__}: its A_adjoint is not the adjoint of its A: they differ by "
+            f"{gap:.1e}, allowed {limit:.0e}; adjoint_limit=None exports it all the same, with the adjoint of A"
+        )
+    return gap
+
+
+def _complex(y: Measurement) -> bool:
+    return any(each.is_complex() for each in (y.x if hasattr(y, "x") else [y]))
 
 
 def _said(value: object) -> str:

@@ -18,16 +18,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from rlsd.export.adjoint import check_own
+from rlsd.export.adjoint import SINGLE_LIMIT, check_adjoint, check_own
 from rlsd.export.bundle import BundleWriter
-from rlsd.export.check import CheckError
 from rlsd.export.operator_graphs import OperatorGraphs
 from rlsd.export.physics import (
     FromPhysics,
     IntensityOperator,
     Layout,
     MatrixOperator,
-    Measurement,
     Noiseless,
     PhysicsOperator,
     View,
@@ -38,7 +36,6 @@ from rlsd.export.trace import REWRITES
 LARGEST_MATRIX = 4096  # values of an image
 COLUMNS = 256  # of the matrix at a time
 ADJOINT_LIMIT = 1e-6  # relative, in float64
-SINGLE_LIMIT = 1e-4  # where the physics computes in float32 only
 
 
 def is_physics(value: object) -> bool:
@@ -69,6 +66,22 @@ def from_physics(
     adjoint_limit: how far A_adjoint may be from the pull-back, relative; None if it need not be near.
     Raises ValueError for a physics that cannot be exported, CheckError where it contradicts itself.
     """
+    operator = described(physics, image_shape, unit=unit, border=border, imaginary=imaginary, per_item=per_item)
+    if scaled:
+        operator = operator.scaled_by(scale_of(operator, image_shape))
+    return exportable(operator, image_shape, adjoint_limit)
+
+
+def described(
+    physics: nn.Module,
+    image_shape: Sequence[int],
+    *,
+    unit: bool = True,
+    border: tuple[int, int, int, int] = (0, 0, 0, 0),
+    imaginary: bool | None = None,
+    per_item: Sequence[str] = (),
+) -> PhysicsOperator:
+    """The operator of a physics as from_physics takes it, before it is known how it can be exported. ValueError."""
     measure, name = without_noise(physics), type(physics).__name__
     if imaginary is None:
         imaginary = _is_a(physics, "MRIMixin")
@@ -79,21 +92,28 @@ def from_physics(
             layout = Layout.of(y)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise ValueError(f"physics {name} does not take images {list(image_shape)}: {_first_line(error)}") from error
+    if len(layout.pack(y)) != 1:
+        raise ValueError(
+            f"physics {name} is made for {len(layout.pack(y))} images: its parameters must be those of one"
+        )
     for word in per_item:
         buffer = dict(measure.physics.named_buffers(recurse=False)).get(word)
         if buffer is None or buffer.dim() < 2 or len(buffer) != 1:
             raise ValueError(f"per_item {word!r} is not allowed: physics {name} has no buffer [1, ...] of that name")
-    traced = PhysicsOperator(measure, view, layout, per_item, claims_linear(measure, image_shape, view))
-    operator = exportable(traced, image_shape)
-    if scaled:
-        operator = operator.scaled_by(scale_of(operator, image_shape))
-    check_own(name, operator, image_shape)
-    if operator.affine and adjoint_limit is not None and hasattr(physics, "A_adjoint"):
-        check_adjoint(measure, operator, view, image_shape, adjoint_limit)
-    return operator
+    return PhysicsOperator(measure, view, layout, per_item, claims_linear(measure, image_shape, view))
 
 
-def exportable(operator: PhysicsOperator, image: Sequence[int]) -> FromPhysics:
+def exportable(operator: PhysicsOperator, image: Sequence[int], adjoint_limit: float | None) -> FromPhysics:
+    """The operator in a form that the exporter carries, tested. ValueError if there is none, CheckError."""
+    found = carried(operator, image)
+    physics = operator.measure.physics
+    check_own(type(physics).__name__, found, image)
+    if found.affine and adjoint_limit is not None and hasattr(physics, "A_adjoint"):
+        check_adjoint(operator, found, image, adjoint_limit)
+    return found
+
+
+def carried(operator: PhysicsOperator, image: Sequence[int]) -> FromPhysics:
     """The operator itself where the exporter carries it, else in terms of a matrix. ValueError if neither will do."""
     reason = why_not_traced(operator, image)
     if reason is None:
@@ -106,7 +126,8 @@ def exportable(operator: PhysicsOperator, image: Sequence[int]) -> FromPhysics:
         linear = Noiseless(physics.B)  # type: ignore[arg-type]
         layout = Layout.of(linear(operator.view(torch.zeros(1, *image))))
         inner = matrix_of(PhysicsOperator(linear, operator.view, layout, (), True), image, cannot)
-        found: FromPhysics = IntensityOperator(inner, operator.layout)
+        scale = math.sqrt(operator.layout.scale)
+        found: FromPhysics = IntensityOperator(inner.scaled_by(scale), operator.layout)
     else:
         found = matrix_of(operator, image, cannot)
     return checked(found.float(), operator, image, cannot)
@@ -204,36 +225,8 @@ def scale_of(operator: FromPhysics, image: Sequence[int]) -> float:
     return 1 / (float(pushed.norm()) * math.sqrt(pixels / pushed.numel()))
 
 
-def check_adjoint(measure: Noiseless, operator: FromPhysics, view: View, image: Sequence[int], limit: float) -> float:
-    """The relative gap between the physics' own A_adjoint and the operator's pull-back. CheckError above `limit`."""
-    generator = torch.Generator().manual_seed(4)
-    precise, doubled = copy.deepcopy(operator).double(), copy.deepcopy(measure).double()
-    x = torch.zeros(1, *image, dtype=torch.float64, requires_grad=True)
-    y = precise(x)
-    v = torch.randn(y.shape, dtype=torch.float64, generator=generator)
-    (pulled,) = torch.autograd.grad(y, x, v)
-    own = operator.layout.unpack(v * operator.layout.scale**2)  # unpack divides by the scale, the adjoint multiplies
-    try:
-        back = doubled.physics.A_adjoint(own)
-    except (RuntimeError, TypeError):
-        back, limit = measure.physics.A_adjoint(own.to(torch.complex64 if _complex(own) else torch.float32)), 1e-4
-    back = (back.real if back.is_complex() else back).double()
-    (want,) = torch.autograd.grad(view(x), x, back)
-    gap = float((pulled - want).norm() / pulled.norm())
-    if not gap <= limit:
-        raise CheckError(
-            f"physics {type(measure.physics).__name__}: its A_adjoint is not the adjoint of its A: they differ by "
-            f"{gap:.1e}, allowed {limit:.0e}; adjoint_limit=None exports it all the same, with the adjoint of A"
-        )
-    return gap
-
-
 def _is_a(physics: nn.Module, word: str) -> bool:
     return any(kind.__name__ == word for kind in type(physics).__mro__)
-
-
-def _complex(y: Measurement) -> bool:
-    return any(each.is_complex() for each in (y.x if hasattr(y, "x") else [y]))
 
 
 def _first_line(error: BaseException) -> str:

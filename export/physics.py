@@ -163,10 +163,6 @@ class IntensityOperator(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.inner(x).square().sum(-1)
 
-    def scaled_by(self, scale: float) -> IntensityOperator:
-        layout = replace(self.layout, scale=self.layout.scale * scale)
-        return IntensityOperator(self.inner.scaled_by(math.sqrt(scale)), layout)
-
 
 FromPhysics = PhysicsOperator | MatrixOperator | IntensityOperator
 
