@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rlsd.engine import Engine
 from rlsd.export import CheckError
-from rlsd.export.deepinv import from_physics
+from rlsd.export.deepinv import described, from_physics, scale_of
 from rlsd.export.extend import extend
 from rlsd.export.own import load_own
 from rlsd.export.physics import IntensityOperator, Layout, MatrixOperator, PhysicsOperator, View
@@ -142,12 +142,12 @@ def test_parameters_of_an_item() -> None:
         from_physics(p.MRI(mask=MASK), IMAGE, per_item=["mask"])
 
 
-@pytest.mark.parametrize("name", ["inpainting", "phases"])
+@pytest.mark.parametrize("name", ["inpainting", "tomography", "phases"])
 def test_scaled_to_unit_gain(name: str) -> None:
     physics = p.RandomPhaseRetrieval(m=200, img_size=IMAGE) if name == "phases" else (TRACED | MATRICES)[name]()
-    plain, operator = from_physics(physics, IMAGE), from_physics(physics, IMAGE, scaled=True)
+    plain = described(physics, IMAGE)
+    operator = plain.scaled_by(scale_of(plain, IMAGE))
     x = images()
-    assert torch.allclose(operator(x), plain(x) * operator.layout.scale, rtol=1e-4, atol=1e-6)
     y = plain.layout.unpack(plain(x))
     assert torch.allclose(operator.layout.pack(y), operator(x), rtol=1e-4, atol=1e-6)
     assert torch.allclose(operator.layout.unpack(operator(x)), y, rtol=1e-4, atol=1e-6)
@@ -155,6 +155,13 @@ def test_scaled_to_unit_gain(name: str) -> None:
     matrix = jacobian.reshape(-1, SIDE * SIDE)
     gain = float(torch.linalg.matrix_norm(matrix, 2)) * (SIDE * SIDE / len(matrix)) ** 0.5
     assert abs(gain - 1) < 0.03  # the power iteration comes from below
+
+
+def test_the_scale_is_exported_too() -> None:
+    for physics in (p.RandomPhaseRetrieval(m=200, img_size=IMAGE), p.MRI(mask=MASK)):
+        operator = from_physics(physics, IMAGE, scaled=True)
+        wanted = described(physics, IMAGE).scaled_by(operator.layout.scale)
+        assert operator.layout.scale != 1 and torch.allclose(operator(images()), wanted(images()), rtol=1e-3, atol=1e-4)
 
 
 def test_layouts() -> None:
@@ -216,13 +223,10 @@ def test_an_adjoint_that_is_only_near_can_be_allowed() -> None:
 
 
 FILE = """
-import torch
-from deepinv.physics import Inpainting, Tomography
+from deepinv.physics import Tomography
 
 def ct_scan(image):
     return Tomography(angles=4, img_width=image[-1], normalize=True)
-
-masked = Inpainting((1, 16, 16), mask=0.5)
 """
 
 
@@ -233,4 +237,3 @@ def test_a_file_may_give_a_physics(tmp_path: Path) -> None:
     assert name == "ct_scan" and isinstance(operator, MatrixOperator)
     want = p.Tomography(angles=4, img_width=SIDE, normalize=True).A((images() + 1) / 2)
     assert torch.allclose(operator(images()), want, atol=1e-5)
-    assert load_own(f"{file}:masked", IMAGE)[0] == "masked"
