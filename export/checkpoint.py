@@ -18,6 +18,7 @@ from rlsd.export.diffusers_vae import Decoder, load_vae
 from rlsd.export.extractors import class_head, load_features
 from rlsd.export.hub import locate
 from rlsd.export.layout import NEEDED, CheckpointError, read_index
+from rlsd.export.operators import chain
 from rlsd.export.operators import operators as all_operators
 from rlsd.export.own import load_own
 from rlsd.export.package import Networks, package
@@ -145,7 +146,7 @@ def load_info(index: Mapping[str, Any], text_encoder: str | None) -> list[str]:
 
 
 def choose(available: dict, names: Sequence[str] | None, image: Sequence[int]) -> dict:
-    """The operators asked for, `all` and FILE.py:NAME among their names; all of ours where none is named."""
+    """The operators asked for: names, first+second, FILE.py:NAME, `all`; all of ours where none is named."""
     chosen: dict = {}
     for name in names or ["all"]:
         if ":" in name:
@@ -155,6 +156,9 @@ def choose(available: dict, names: Sequence[str] | None, image: Sequence[int]) -
             chosen[word] = operator
         elif name == "all":
             chosen |= available
+        elif "+" in name:
+            word, operator = chain(name, image)
+            chosen[word] = operator
         elif name not in available:
             raise CheckpointError(f"operator {name!r} is not known here: {', '.join(sorted(available))}")
         else:

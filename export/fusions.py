@@ -14,7 +14,10 @@ aten = torch.ops.aten
 
 
 def drop_no_ops(graph_module: fx.GraphModule) -> None:
-    """Removes what computes nothing at run time: dropout, checks, copies, casts to the same type, divisions by 1."""
+    """Removes what computes nothing at run time: dropout, checks, copies, casts to the same type, divisions by 1.
+
+    A detach stays, since a pull-back may be traced yet: rlsd.export.graph.drop_detach is for later.
+    """
     for node in list(graph_module.graph.nodes):
         if node.op != "call_function":
             continue
@@ -26,7 +29,7 @@ def drop_no_ops(graph_module: fx.GraphModule) -> None:
 
 
 def _does_nothing(node: fx.Node) -> bool:
-    if node.target in (aten.dropout.default, aten.clone.default, aten.contiguous.default, aten.detach.default):
+    if node.target in (aten.dropout.default, aten.clone.default, aten.contiguous.default):
         return True
     if node.target in (aten.to.dtype, aten._to_copy.default, aten.to.dtype_layout, aten.type_as.default):
         return node.meta["val"].dtype == node.args[0].meta["val"].dtype  # type: ignore[union-attr]

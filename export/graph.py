@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, fx
+
+aten = torch.ops.aten
 
 
 def replace(node: fx.Node, other: fx.Node) -> None:
@@ -18,6 +21,16 @@ def remove(node: fx.Node) -> None:
     for source in sources:
         if not source.users:
             remove(source)
+
+
+def drop_detach(graph_module: fx.GraphModule) -> None:
+    """Removes what only hides a value from differentiation, once that is done."""
+    found = [node for target in (aten.detach.default, aten.alias.default) for node in calls(graph_module, target)]
+    for node in found:
+        node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+        graph_module.graph.erase_node(node)
+    if found:
+        graph_module.recompile()
 
 
 def calls(graph_module: fx.GraphModule, target: object) -> list[fx.Node]:

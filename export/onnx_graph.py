@@ -12,8 +12,9 @@ import onnx_ir as ir
 import torch
 from onnxscript import opset20
 from onnxscript.values import Op, Opset
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from rlsd.export.graph import drop_detach
 from rlsd.export.trace import plain_attention
 
 OPSET = 20
@@ -26,6 +27,8 @@ def to_onnx(module: nn.Module, args: Sequence[Tensor], inputs: Sequence[str], ou
 
     The weights still lie in torch's memory: rlsd.export.bundle moves them to the bundle's file.
     """
+    if isinstance(module, fx.GraphModule):
+        drop_detach(module)
     with warnings.catch_warnings(), plain_attention(), torch.no_grad():
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -41,8 +44,22 @@ def to_onnx(module: nn.Module, args: Sequence[Tensor], inputs: Sequence[str], ou
         )
     assert program is not None
     model = program.model
+    _complete(model)
     _strip(model)
     return model
+
+
+def _complete(model: ir.Model) -> None:
+    """Registers constants that the exporter uses but forgot: where two nodes clip one tensor, it drops their bounds."""
+    names = {value.name for value in model.graph.inputs} | set(model.graph.initializers)
+    for node in model.graph:
+        for value in node.inputs:
+            if value is None or value.producer() is not None or value.name in names:
+                continue
+            if value.const_value is None:
+                raise RuntimeError(f"{node.op_type} reads {value.name}, which nothing in the graph gives")
+            model.graph.register_initializer(value)
+            names.add(value.name)
 
 
 def _strip(model: ir.Model) -> None:
@@ -148,5 +165,6 @@ _TRANSLATIONS = {
     torch.ops.rlsd.conv_nhwc.default: _conv_nhwc,
     torch.ops.rlsd.linear.default: _linear,
     torch.ops.rlsd.attention.default: _attention,
+    torch.ops.rlsd.round_through.default: lambda x: opset20.Round(x),
     torch.ops.rlsd.geglu.default: lambda x, bias: _GEGLU(x, bias),
 }

@@ -9,19 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-
-class Operator(nn.Module):
-    """Base of the operators: `parameters_of` gives the shapes of an item's parameters, by name."""
-
-    linear: ClassVar[bool] = True
-
-    def parameters_of(self, image: Sequence[int]) -> Mapping[str, tuple[int, ...]]:
-        return {}
+from rlsd.export.operators_base import Operator
+from rlsd.export.operators_camera import BLOCK, Jpeg, Luminance, NonlinearBlur, Quantisation
 
 
 class Inpainting(Operator):
@@ -61,6 +54,8 @@ class MotionBlur(Operator):
     def forward(self, x: Tensor, kernel: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
         padded = self.pad_rows @ x @ self.pad_columns_t
+        if x.dtype == torch.float64:
+            return correlated(padded, kernel, height, width)
         each = kernel[:, None].expand(batch, channels, self.size, self.size)
         groups = batch * channels
         blurred = nn.functional.conv2d(
@@ -103,22 +98,92 @@ class Hdr(Operator):
         return (2 * x).clamp(-1, 1)
 
 
+class Chain(Operator):
+    """y = second(first(x)); the parameters of the two are first_NAME and second_NAME."""
+
+    def __init__(self, first: nn.Module, second: nn.Module, image: Sequence[int], between: Sequence[int]):
+        super().__init__()
+        self.first, self.second = first, second
+        self.linear = all(getattr(each, "linear", False) for each in (first, second))  # type: ignore[misc]
+        self.rounds = any(getattr(each, "rounds", False) for each in (first, second))  # type: ignore[misc]
+        self.shapes = {"first": tuple(image), "second": tuple(between)}
+
+    def parameters_of(self, image: Sequence[int]) -> Mapping[str, tuple[int, ...]]:
+        return {
+            f"{which}_{name}": shape
+            for which, seen in self.shapes.items()
+            for name, shape in parameters_of(getattr(self, which), seen).items()
+        }
+
+    def example(self, image: Sequence[int], batch: int) -> Mapping[str, Tensor]:
+        return {
+            f"{which}_{name}": value
+            for which, seen in self.shapes.items()
+            for name, value in default_parameters(getattr(self, which), seen, batch).items()
+        }
+
+    def forward(self, x: Tensor, *given: Tensor, **named: Tensor) -> Tensor:
+        values = dict(zip(self.parameters_of(()), given)) | named
+        for which in self.shapes:
+            words = {name.removeprefix(f"{which}_"): v for name, v in values.items() if name.startswith(f"{which}_")}
+            x = getattr(self, which)(x, **words)
+        return x
+
+
 def operators(image: Sequence[int]) -> dict[str, Operator]:
-    """All operators for images (C, H, W), by name; those whose factor does not divide the size are left out."""
-    height, width = image[1:]
+    """All operators for images (C, H, W), by name; those that do not fit its size or channels are left out."""
+    channels, height, width = image
     blur = gaussian(3.0 * min(height, width) / 256 + 0.7)
+    motion = MotionBlur(image, motion_size(min(height, width)))
     found: dict[str, Operator] = {
         "inpainting": Inpainting(),
         "gaussian_blur": Separable(blur_matrix(height, blur), blur_matrix(width, blur)),
-        "motion_blur": MotionBlur(image, motion_size(min(height, width))),
+        "motion_blur": motion,
+        "nonlinear_blur": NonlinearBlur(motion),
         "phase_retrieval": PhaseRetrieval(image),
         "hdr": Hdr(),
+        "quantisation": Quantisation(),
     }
+    if channels == 3:
+        found["luminance"] = Luminance()
+    if channels in (1, 3) and height % BLOCK == 0 and width % BLOCK == 0:
+        found["jpeg"] = Jpeg(image)
     for factor in (4, 8):
         if height % factor == 0 and width % factor == 0:
             found[f"superres{factor}"] = Separable(mean_matrix(height, factor), mean_matrix(width, factor))
             found[f"bicubic{factor}"] = Separable(bicubic_matrix(height, factor), bicubic_matrix(width, factor))
     return found
+
+
+def chain(names: str, image: Sequence[int]) -> tuple[str, Chain]:
+    """The operators of "first+second", one after the other, and what a bundle calls it: first-second.
+
+    ValueError if there is no such operator for these images, or none for the first one's measurements.
+    """
+    words = names.split("+")
+    if len(words) != 2:
+        raise ValueError(f"operator {names!r} is not allowed: a chain has two parts, as superres4+jpeg")
+    first = _among(operators(image), words[0], image)
+    with torch.no_grad():
+        between = first(torch.zeros(1, *image), **default_parameters(first, image, 1)).shape[1:]
+    return "-".join(words), Chain(first, _among(operators(between), words[1], between), image, between)
+
+
+def _among(found: Mapping[str, Operator], name: str, image: Sequence[int]) -> Operator:
+    if name not in found:
+        size = " x ".join(map(str, image))
+        raise ValueError(f"operator {name!r} is not known for images {size}: {', '.join(sorted(found))}")
+    return found[name]
+
+
+def correlated(padded: Tensor, kernel: Tensor, height: int, width: int) -> Tensor:
+    """The same convolution by Fourier transforms, for the checks in float64.
+
+    There, torch's own would unfold the image once for each tap: 30 GB at 512 x 512.
+    """
+    size = padded.shape[2:]
+    taps = torch.fft.rfft2(kernel[:, None], s=size)
+    return torch.fft.irfft2(torch.fft.rfft2(padded) * taps.conj(), s=size)[..., :height, :width]
 
 
 def motion_size(side: int) -> int:
@@ -182,13 +247,23 @@ def fourier_matrices(size: int, pad: int) -> tuple[Tensor, Tensor]:
     return angle.cos() / math.sqrt(total), angle.sin() / math.sqrt(total)
 
 
-def default_parameters(operator: nn.Module, image: Sequence[int], batch: int) -> dict[str, Tensor]:
-    """Random parameters of the right shapes, for tracing and checking: masks of 0 and 1, kernels that sum to 1."""
+def parameters_of(operator: nn.Module, image: Sequence[int]) -> Mapping[str, tuple[int, ...]]:
+    """The shapes of an item's parameters, by name; none for a module that does not say."""
     shapes: Callable[[Sequence[int]], Mapping[str, tuple[int, ...]]] = getattr(
         operator, "parameters_of", lambda image: {}
     )
+    return shapes(image)
+
+
+def default_parameters(operator: nn.Module, image: Sequence[int], batch: int) -> dict[str, Tensor]:
+    """Random parameters of the right shapes, for tracing and checking: masks of 0 and 1, kernels that sum to 1.
+
+    A module with values of its own kind gives examples: `example(image, batch)`.
+    """
+    examples: Mapping[str, Tensor] = operator.example(image, batch) if isinstance(operator, Operator) else {}
     values = {}
-    for name, shape in shapes(image).items():
+    for name, shape in parameters_of(operator, image).items():
         value = torch.rand(batch, *shape)
-        values[name] = (value > 0.5).float() if name == "mask" else value / value.sum((-2, -1), keepdim=True)
+        random = (value > 0.5).float() if name == "mask" else value / value.sum((-2, -1), keepdim=True)
+        values[name] = examples.get(name, random)
     return values

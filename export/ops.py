@@ -2,7 +2,8 @@
 
 `group_norm` is GroupNorm with an optional SiLU behind it; `group_norm_pull` is its vector-Jacobian
 product in x, recomputed from x and its statistics, so that nothing else has to be kept.
-`interleave` ends a nearest-neighbour upsampling that was folded into the convolution behind it.
+`interleave` ends a nearest-neighbour upsampling that was folded into the convolution behind it. `round_through`
+leaves as ONNX's own Round, and is here for its gradient.
 
 Images are [B, C, *], or [B, *, C] where `channels_last` is set.
 """
@@ -174,3 +175,17 @@ def _interleave_keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-de
 interleave.register_autograd(
     lambda ctx, cotangent: (interleave_pull(cotangent, ctx.channels_last), None), setup_context=_interleave_keep
 )
+
+
+@torch.library.custom_op("rlsd::round_through", mutates_args=())
+def round_through(x: Tensor) -> Tensor:
+    """round(x), halves to even, whose gradient is taken as 1: the straight-through estimator (arXiv 1308.3432)."""
+    return x.round()
+
+
+@round_through.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+round_through.register_autograd(lambda ctx, cotangent: cotangent)

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch._decomp import get_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from rlsd.export.graph import drop_detach
 from rlsd.export.trace import plain_attention
 
 aten = torch.ops.aten
@@ -85,7 +86,7 @@ def split(
     for node in traced.graph.nodes:
         if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable and not node.users:
             raise NotImplementedError(f"{node.target} changes a part of a tensor, which a graph of values cannot say")
-    _drop_detach(traced.graph)
+    drop_detach(traced)
     return _cut(traced, list(state.values()), list(names), KEPT - recomputed)
 
 
@@ -189,13 +190,6 @@ def _extract(
             copies[node] = graph.node_copy(node, lambda n: copies[n])
     graph.output(tuple(copies[node] for node in outputs))
     return fx.GraphModule(root, graph)
-
-
-def _drop_detach(graph: fx.Graph) -> None:
-    for node in list(graph.nodes):
-        if node.target in (aten.detach.default, aten.alias.default):
-            node.replace_all_uses_with(node.args[0])
-            graph.erase_node(node)
 
 
 def _convolution_backward(

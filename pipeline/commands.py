@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 
 from rlsd.pipeline import demo as demo_run
+from rlsd.pipeline import extension, show, tuning
 from rlsd.pipeline import options as o
-from rlsd.pipeline import show, tuning
 from rlsd.pipeline.census import show_census
 from rlsd.pipeline.errors import InputError
 from rlsd.pipeline.items import Plan, name_sources
@@ -21,14 +21,15 @@ from rlsd.pipeline.plan import read_plan
 from rlsd.pipeline.presets import family_of
 from rlsd.pipeline.run import Finished, run_plans
 from rlsd.pipeline.settings import settings_for
-from rlsd.pipeline.tasks import find_task
+from rlsd.pipeline.tasks import Task, find_task
 
 
 def reconstruct(
     model: o.Model,
-    task: o.TaskName,
     input: o.Inputs,
     out: o.Out,
+    task: o.TaskName = None,
+    operator: o.Operator = None,
     overwrite: o.Overwrite = False,
     measured: o.Measured = False,
     sigma: o.Sigma = None,
@@ -66,14 +67,24 @@ def reconstruct(
         "lr_z": lr_z, "variant": variant, "guidance": guidance, "prompt": prompt, "text_encoder": text_encoder,
     }  # fmt: skip
     distance = load_lpips(lpips) if lpips else None
-    with open_model(model, device=device, threads=threads) as engine:
-        chosen = find_task(task, engine.operators)
+    bundle, chosen = with_operator(find_bundle(model), task, operator)
+    with open_model(str(bundle), device=device, threads=threads) as engine:
+        chosen = chosen or find_task(task or "", engine.operators)
         if measured and sigma is None:
             changes["sigma"] = 0.0  # not known
         settings = settings_for(chosen, family_of(engine.image_shape), changes)
         plan = Plan(chosen, settings, name_sources(input), measured, parameter_files(mask, param))
         console = Console(stderr=True)
         announce(run_plans(engine, [plan], out, overwrite=overwrite, console=console, lpips=distance))
+
+
+def with_operator(bundle: Path, task: str | None, operator: str | None) -> tuple[Path, Task | None]:
+    """The bundle, extended if it lacks what --task or --operator names; and the task, where --operator gives it."""
+    if (task is None) == (operator is None):
+        raise InputError("task and operator are two ways to say one thing: give either --task or --operator")
+    if operator is not None:
+        return extension.for_operator(bundle, operator)
+    return extension.for_task(bundle, task or ""), None
 
 
 def parameter_files(masks: Sequence[Path] | None, parameters: Sequence[str] | None) -> dict[str, list[Path]]:

@@ -111,22 +111,23 @@ def read_parameter(path: Path, name: str, shape: Sequence[int], frame: Frame) ->
     """An operator's parameter of `shape` from NPY or an image: white is 1, black is 0; a kernel is made to sum to 1."""
     shape = tuple(shape)
     is_npy = kind_of(path) == "NPY"
+    kind = name.removeprefix("first_").removeprefix("second_")  # as a chain of two operators calls them
     try:
         value: np.ndarray
         if is_npy:
             value = read_npy(path).astype(np.float32)
         else:
             value = to_channels(read_image(path).values, 1, [])
-            value = (value >= 0).astype(np.float32) if name == "mask" else (value + 1) / 2
-            value = value / max(float(value.sum()), 1e-9) if name == "kernel" else value
+            value = (value >= 0).astype(np.float32) if kind == "mask" else (value + 1) / 2
+            value = value / max(float(value.sum()), 1e-9) if kind == "kernel" else value
         value = _shaped(value, shape, frame, border=1.0)
     except InputError as error:
         raise about(path, error) from None
     if not np.isfinite(value).all():
         raise InputError(f"{path} has values that are NaN or infinite; the parameter {name} must be finite")
-    if name == "mask" and is_npy and not np.isin(value, (0, 1)).all():
+    if kind == "mask" and is_npy and not np.isin(value, (0, 1)).all():
         raise InputError(f"{path} has values other than 0 and 1; a mask is 1 where a pixel is observed, else 0")
-    if name == "kernel" and not (abs(value.sum() - 1) < 1e-3):
+    if kind == "kernel" and not (abs(value.sum() - 1) < 1e-3):
         raise InputError(f"{path} sums to {value.sum():.4g}; a blur kernel must sum to 1")
     return value
 

@@ -182,5 +182,5 @@ def simulate(
 
 def observed(y: np.ndarray, params: Mapping[str, np.ndarray]) -> np.ndarray:
     """y with 0 where a mask says that nothing was observed: whatever stands there is no measurement."""
-    mask = params.get("mask")
+    mask = params.get("mask", params.get("second_mask"))  # of a chain, the one that is applied last
     return y if mask is None or mask.shape[1:] != y.shape[1:] else y * mask

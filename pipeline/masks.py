@@ -1,4 +1,4 @@
-"""Masks and blur kernels, relative to the size of the image. NumPy only.
+"""Masks and blur kernels, relative to the size of the image, and JPEG's tables. NumPy only.
 
 Masks are [1, H, W] float32, 1 where a pixel is observed and 0 where it is missing. What is random depends on
 (seed, item) alone, through NumPy's Philox generator.
@@ -104,3 +104,17 @@ def _splat(path: np.ndarray, size: int) -> np.ndarray:
             weight = np.abs(1 - down - part[0]) * np.abs(1 - right - part[1])
             np.add.at(kernel, (np.minimum(low[0] + down, size - 1), np.minimum(low[1] + right, size - 1)), weight)
     return kernel
+
+
+# ITU-T T.81, tables K.1 and K.2: what most programs scale by their quality.
+_LUMA = """16 11 10 16 24 40 51 61 12 12 14 19 26 58 60 55 14 13 16 24 40 57 69 56 14 17 22 29 51 87 80 62
+18 22 37 56 68 109 103 77 24 35 55 64 81 104 113 92 49 64 78 87 103 121 120 101 72 92 95 98 112 100 103 99"""
+_CHROMA = """17 18 24 47 99 99 99 99 18 21 26 66 99 99 99 99 24 26 56 99 99 99 99 99 47 66 99 99 99 99 99 99
+99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99"""
+
+
+def jpeg_tables(shape: Shape, quality: int) -> np.ndarray:
+    """Quantisation tables of `shape` [1 or 2, 8, 8], luma and chroma: quality 1 to 100, scaled as libjpeg does."""
+    scale = 5000 // quality if quality < 50 else 200 - 2 * quality
+    tables = np.array([_LUMA.split(), _CHROMA.split()], np.int64)[: shape[0]].reshape(shape)
+    return np.clip((tables * scale + 50) // 100, 1, 255).astype(np.float32)

@@ -18,7 +18,18 @@ MODEL_TEXT = "A shipped prior (fashion), or the folder of a bundle."
 Model = Annotated[str, _option(None, MODEL_TEXT, "--model", "-m", metavar="NAME|BUNDLE")]
 AnyModel = Annotated[str | None, _option(None, MODEL_TEXT, "--model", "-m", metavar="NAME|BUNDLE")]
 TaskName = Annotated[
-    str, _option(None, "What to reconstruct from; `rlsd tasks` lists them.", "--task", "-t", metavar="NAME")
+    str | None,
+    _option(
+        None,
+        "What to reconstruct from, as `rlsd tasks` lists, or two: sr4+jpeg.",
+        "--task",
+        "-t",
+        metavar="NAME[+NAME]",
+    ),
+]
+Operator = Annotated[
+    str | None,
+    _option(None, "Your own operator instead of a task (docs/own-operators.md).", "--operator", metavar="PY:NAME"),
 ]
 Inputs = Annotated[
     list[Path],

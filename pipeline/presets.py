@@ -36,21 +36,27 @@ SD512: Mapping[str, Preset] = {
     "half": _HALF, "half-bottom": _HALF, "half-face": _HALF, "full-face": _HALF, "box": _HALF,
     "small-visible": _HALF, "small-box": _SMALL, "random": _RANDOM, "freeform": _FREE,
     "sr4": _SUPERRES, "sr8": _SUPERRES, "sr4-bicubic": _SUPERRES, "sr8-bicubic": _SUPERRES,
-    "gaussian-blur": _DEBLUR, "motion-blur": _DEBLUR, "phase-retrieval": _PHASE, "hdr": _HDR,
+    "gaussian-blur": _DEBLUR, "motion-blur": _DEBLUR, "nonlinear-blur": _DEBLUR, "phase-retrieval": _PHASE,
+    "hdr": _HDR, "colour": _HDR, "jpeg": _SUPERRES, "quantise": _HDR,
 }  # fmt: skip
 
-# Found by rlsd.bench.tune on images of the training split, for half, sr4 and phase-retrieval; the others take the
-# settings of the nearest of these, without repulsion where little is missing.
+# Found by rlsd.bench.tune on images of the training split, for half, sr4, phase-retrieval, gaussian-blur,
+# nonlinear-blur, jpeg and quantise; the others take the settings of the nearest of these, without repulsion where
+# little is missing.
 _F_HALF = Preset(200, 0.1, 0.15, 0.1, 0.05, 4, 5, 0.01)
 _F_SURE = _F_HALF._replace(gamma=0)
 _F_SMALL = Preset(200, 0.1, 0.15, 0.1, 0.15, 4, 0, 0.01)
+_F_BLUR = _F_SMALL._replace(lambda_=0.05, gamma=5)
+_F_SHAKEN = _F_BLUR._replace(gamma=20)
+_F_CODED = _F_SMALL._replace(lambda_=0.5)
 _F_PHASE = Preset(200, 0.1, 0.5, 0.1, 0.15, 6, 20, 0.01)
 
 FASHION: Mapping[str, Preset] = {
     "half": _F_HALF, "half-bottom": _F_HALF, "half-face": _F_HALF, "full-face": _F_HALF, "box": _F_HALF,
     "small-visible": _F_HALF, "small-box": _F_SURE, "random": _F_SURE, "freeform": _F_SURE, "hdr": _F_SURE,
     "sr4": _F_SMALL, "sr8": _F_SMALL, "sr4-bicubic": _F_SMALL, "sr8-bicubic": _F_SMALL,
-    "gaussian-blur": _F_SMALL, "motion-blur": _F_SMALL, "phase-retrieval": _F_PHASE,
+    "gaussian-blur": _F_BLUR, "motion-blur": _F_SHAKEN, "nonlinear-blur": _F_SHAKEN, "phase-retrieval": _F_PHASE,
+    "jpeg": _F_CODED._replace(gamma=20), "quantise": _F_CODED._replace(gamma=5), "colour": _F_SURE,
 }  # fmt: skip
 
 FAMILIES: Mapping[str, Mapping[str, Preset]] = {"fashion": FASHION, "sd512": SD512}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -17,25 +17,31 @@ _DEFAULT = Preset(200, 0.07, 0.15, 0.4, 0.8, 4, 0)
 
 
 @dataclass(frozen=True)
+class Maker:
+    """Makes an operator's parameter: `fixed` of its shape, the same for all items, or `random` of shape, seed, item."""
+
+    fixed: Callable[[tuple[int, ...]], np.ndarray] | None = None
+    random: Callable[[tuple[int, ...], int, int], np.ndarray] | None = None
+
+
+@dataclass(frozen=True)
 class Task:
     """What to reconstruct from.
 
-    operator: its name in the bundle. parameter: the operator's parameter that the task makes, if any: `make` with
-    its shape where it is the same for every item, `make_random` with (shape, seed, item) where it is drawn.
-    pictorial: the measurement is a picture in [-1, 1].
+    operator: its name in the bundle. makers: how the task makes the operator's parameters, by name.
+    pictorial: the measurement is a picture in [-1, 1]. channels: of the images it is for, None for any.
     """
 
     name: str
     summary: str
     operator: str
-    parameter: str | None = None
-    make: Callable[[tuple[int, ...]], np.ndarray] | None = None
-    make_random: Callable[[tuple[int, ...], int, int], np.ndarray] | None = None
+    makers: Mapping[str, Maker] = field(default_factory=dict)
     pictorial: bool = True
+    channels: int | None = None
 
     def preset(self, family: str) -> Preset:
-        """The settings for a family of priors (a name in presets.FAMILIES)."""
-        return FAMILIES[family].get(self.name, _DEFAULT)
+        """The settings for a family of priors (a name in presets.FAMILIES); a chain has those of its first part."""
+        return FAMILIES[family].get(self.name.split("+")[0], _DEFAULT)
 
     def parameters(
         self, shapes: Shapes, seed: int, item: int, given: Mapping[str, np.ndarray], measured: bool
@@ -47,12 +53,13 @@ class Task:
         """
         values = dict(given)
         for name, shape in shapes.items():
+            maker = self.makers.get(name, Maker())
             if name in values:
                 continue
-            if name == self.parameter and self.make:
-                values[name] = self.make(shape)
-            elif name == self.parameter and self.make_random and not measured:
-                values[name] = self.make_random(shape, seed, item)
+            if maker.fixed:
+                values[name] = maker.fixed(shape)
+            elif maker.random and not measured:
+                values[name] = maker.random(shape, seed, item)
             else:
                 option = "--mask FILE" if name == "mask" else f"--param {name}=FILE"
                 raise InputError(f"task {self.name} needs the operator's {name} {list(shape)}: give it with {option}")
@@ -60,7 +67,7 @@ class Task:
 
 
 def _inpainting(name: str, summary: str, make: Callable) -> Task:
-    return Task(name, summary, "inpainting", "mask", make=make)
+    return Task(name, summary, "inpainting", {"mask": Maker(fixed=make)})
 
 
 def _published(rows: tuple[int, int], columns: tuple[int, int]) -> Callable:
@@ -69,6 +76,7 @@ def _published(rows: tuple[int, int], columns: tuple[int, int]) -> Callable:
     return partial(masks.missing_rectangle, rows=spans[0], columns=spans[1])
 
 
+_SHAKEN = {"kernel": Maker(random=masks.motion_kernel)}
 _ALL, _MIDDLE = (0.0, 1.0), (5 / 16, 11 / 16)
 
 TASKS: Mapping[str, Task] = {
@@ -89,32 +97,63 @@ TASKS: Mapping[str, Task] = {
             "only the middle visible (3/8)",
             partial(masks.visible_rectangle, rows=_MIDDLE, columns=_MIDDLE),
         ),
-        Task("random", "80 % of the pixels missing", "inpainting", "mask", make_random=masks.missing_pixels),
-        Task("freeform", "10 to 20 % missing, strokes", "inpainting", "mask", make_random=masks.missing_strokes),
+        Task("random", "80 % of the pixels missing", "inpainting", {"mask": Maker(random=masks.missing_pixels)}),
+        Task("freeform", "10 to 20 % missing, strokes", "inpainting", {"mask": Maker(random=masks.missing_strokes)}),
         Task("sr4", "means of 4 x 4 pixels", "superres4"),
         Task("sr8", "means of 8 x 8 pixels", "superres8"),
         Task("sr4-bicubic", "reduced 4 x, bicubic", "bicubic4"),
         Task("sr8-bicubic", "reduced 8 x, bicubic", "bicubic8"),
         Task("gaussian-blur", "Gaussian blur", "gaussian_blur"),
-        Task("motion-blur", "blur of a shaken camera", "motion_blur", "kernel", make_random=masks.motion_kernel),
+        Task("motion-blur", "blur of a shaken camera", "motion_blur", _SHAKEN),
+        Task("nonlinear-blur", "the same in linear light", "nonlinear_blur", _SHAKEN),
         Task("phase-retrieval", "Fourier magnitude only", "phase_retrieval", pictorial=False),
         Task("hdr", "overexposed: clip(2x)", "hdr"),
+        Task("colour", "gray, of a colour image", "luminance", channels=3),
+        Task("jpeg", "JPEG of quality 10", "jpeg", {"tables": Maker(fixed=partial(masks.jpeg_tables, quality=10))}),
+        Task(
+            "quantise", "4 levels (2 bits)", "quantisation", {"levels": Maker(fixed=partial(np.full, fill_value=4.0))}
+        ),
     )
 }
 
 
 def find_task(name: str, operators: Mapping[str, object]) -> Task:
-    """The task of that name, or a bare one for an operator of the bundle that no task covers.
+    """The task of that name, a chain of two as "first+second", or a bare one for an operator that no task covers.
 
     operators: those of the bundle, by name. InputError when there is none, or the bundle lacks its operator.
     """
-    task = TASKS.get(name)
-    if task is None and name in operators and name not in {task.operator for task in TASKS.values()}:
+    if name not in TASKS and name in operators and name not in {task.operator for task in TASKS.values()}:
         return Task(name, "the bundle's own operator", name)
-    if task is None:
-        raise InputError(f"task {name!r} is not known: choose one of {', '.join(TASKS)}")
+    task = named_task(name)
     if task.operator not in operators:
+        only = f", and is for images of {task.channels} channels" if task.channels else ""
+        there = ", ".join(operators)
         raise InputError(
-            f"task {name} needs the operator {task.operator}, which this bundle lacks: it has {', '.join(operators)}"
+            f"task {name} needs the operator {task.operator}, which this bundle lacks{only}: it has {there}"
         )
     return task
+
+
+def named_task(name: str) -> Task:
+    """The task of that name, whatever a bundle has. InputError when there is none."""
+    parts = name.split("+")
+    if len(parts) == 2 and all(part in TASKS for part in parts):
+        return _chain(*(TASKS[part] for part in parts))
+    if name not in TASKS:
+        raise InputError(f"task {name!r} is not known: choose one of {', '.join(TASKS)}, or two of them as sr4+jpeg")
+    return TASKS[name]
+
+
+def _apart(maker: Maker) -> Maker:
+    """Draws other numbers than the same maker in front of it: random+random hides pixels that the first left."""
+    random = maker.random
+    return maker if random is None else Maker(random=lambda shape, seed, item: random(shape, seed ^ 1 << 63, item))
+
+
+def _chain(first: Task, second: Task) -> Task:
+    """The second applied to what the first measures; parameters are called first_NAME and second_NAME."""
+    makers = {f"first_{word}": maker for word, maker in first.makers.items()}
+    makers |= {f"second_{word}": _apart(maker) for word, maker in second.makers.items()}
+    summary = f"{first.summary}; then {second.summary}"
+    operator = f"{first.operator}-{second.operator}"
+    return Task(f"{first.name}+{second.name}", summary, operator, makers, second.pictorial, first.channels)

@@ -23,14 +23,14 @@ def _case(image: tuple[int, ...], name: str):
 @pytest.mark.parametrize("image,name", CASES)
 def test_linear_operators_have_their_adjoint(image, name):
     operator, given, x = _case(image, name)
-    y, pull = torch.func.vjp(lambda x: operator(x, *given), x)
+    y = operator(x.requires_grad_(True), *given)
     v = torch.randn_like(y)
-    (pulled,) = pull(v)
+    (pulled,) = torch.autograd.grad(y, x, v)
     linear = abs((y * v).sum() - (x * pulled).sum()) <= 1e-10 * y.norm() * v.norm()
     assert linear == operator.linear
 
 
-@pytest.mark.parametrize("image,name", CASES)
+@pytest.mark.parametrize("image,name", [case for case in CASES if not ops.operators(case[0])[case[1]].rounds])
 def test_gradient_of_the_loss_by_finite_differences(image, name):
     operator, given, x = _case(image, name)
     y = operator(x, *given) + 0.1 * torch.randn_like(operator(x, *given))

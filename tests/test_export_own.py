@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,18 @@ import pytest
 
 torch = pytest.importorskip("torch")
 import checkpoints  # noqa: E402
+import onnx_ir as ir  # noqa: E402
 
 from rlsd.engine import Engine, Job, Params  # noqa: E402
 from rlsd.export import CheckError, export_checkpoint  # noqa: E402
+from rlsd.export.check import run  # noqa: E402
+from rlsd.export.onnx_graph import to_onnx  # noqa: E402
+from rlsd.export.operator_graphs import DataLoss, LossAndGradient  # noqa: E402
 from rlsd.export.own import load_own  # noqa: E402
+from rlsd.export.pullback import split  # noqa: E402
+from rlsd.export.trace import to_aten  # noqa: E402
+from rlsd.models.fashion import PATH as FASHION  # noqa: E402
+from rlsd.pipeline import cli  # noqa: E402
 
 PAGE = Path(__file__).parent.parent / "docs" / "own-operators.md"
 
@@ -95,3 +104,38 @@ def test_a_module_that_is_ready_and_a_file_that_is_not_there(tmp_path: Path) -> 
     assert name == "mirror" and isinstance(operator, torch.nn.Identity)
     with pytest.raises(ValueError, match="with a file that is there"):
         load_own(f"{tmp_path}/none.py:mirror", (1, 8, 8))
+
+
+class Coarse(torch.nn.Module):
+    """Four levels a unit, with the straight-through gradient as the page says."""
+
+    rounds = True
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + ((4 * x).round() / 4 - x).detach()
+
+
+def test_a_detached_rounding_keeps_its_gradient(tmp_path: Path) -> None:
+    loss = DataLoss(Coarse())
+    x, y = torch.randn(2, 1, 8, 8), torch.randn(2, 1, 8, 8)
+    parts = split(to_aten(loss, [x, y]), [x, y], ["x", "y"])
+    _, gradient = LossAndGradient(parts, ["x", "y"])(x, y)
+    torch.testing.assert_close(gradient, ((4 * x).round() / 4 - y) / 64)
+    model = to_onnx(to_aten(Coarse(), [x]), [x], ["x"], ["y"])
+    ir.save(model, tmp_path / "coarse.onnx")
+    assert np.array_equal(run(tmp_path / "coarse.onnx", {"x": x})["y"], ((4 * x).round() / 4).numpy())
+
+
+def test_ones_own_operator_without_an_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page's first command as it stands there, but for the number of steps."""
+    example(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shutil.copy(FASHION / "test_images" / "0001-pullover.png", "photo.png")
+    np.save("strength.npy", np.array([0.5], np.float32))
+    command = re.search(r"^    rlsd (reconstruct .*--operator .*)$", PAGE.read_text(), re.M)
+    assert command is not None
+    assert cli.run([*command[1].split(), "--steps", "3", "-n", "2"]) == 0
+    with np.load("now/photo/arrays.npz") as arrays:
+        assert arrays["y"].shape == (1, 32, 32) and arrays["param.strength"].tolist() == [0.5]
+        assert np.isfinite(arrays["particles"]).all()
