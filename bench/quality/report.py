@@ -61,7 +61,9 @@ One command, resumable: `python -m rlsd.bench.quality --data FOLDER --work FOLDE
   no method sees ({accuracy:.1f} % right on test images), and by the extractor's own, which the repulsion does see.
 - **Reference**: for `small-visible` the posterior is known for the prior "one of the 60,000 training images": each has
   the weight N(y; f(x), sigma^2). `TV` is the total variation between the garments of an item's N particles and that
-  posterior. N exact draws from it are not at 0 either: they are the last row.
+  posterior. N exact draws from it are not at 0 either: they are the last row; particles that repel each other may go
+  below it, as stratified draws do. The reference counts true labels, the particles the judge's, which errs: a bias that
+  all methods share, and the last row has not.
 """
 
 
