@@ -2,7 +2,8 @@
 
 `sd512` are the published settings for Stable Diffusion 2.1 at 512 x 512 (arXiv 2406.16683); a task of ours that the
 paper does not have takes those of its nearest relative: box and visible part of the half face, Gaussian and nonlinear
-blur of motion blur, JPEG of super-resolution, colourisation and quantisation of HDR. `fashion` are ours for the embedded prior.
+blur of motion blur, JPEG of super-resolution, colourisation and quantisation of HDR. `fashion` are ours for the
+embedded prior.
 """
 
 from __future__ import annotations

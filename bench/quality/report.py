@@ -13,7 +13,7 @@ from rlsd.bench.quality.problem import Array
 from rlsd.bench.quality.settings import METHODS, SETUPS
 from rlsd.pipeline.tasks import TASKS
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 Line = dict[str, Any]
 Key = tuple[str, str]
 
