@@ -64,6 +64,7 @@ One command, resumable: `python -m rlsd.bench.quality --data FOLDER --work FOLDE
   posterior. N exact draws from it are not at 0 either: they are the last row; particles that repel each other may go
   below it, as stratified draws do. The reference counts true labels, the particles the judge's, which errs: a bias that
   all methods share, and the last row has not.
+- **ms** of a particle, on one thread among others: an order of magnitude, no benchmark.
 """
 
 
@@ -89,7 +90,8 @@ def write(
 ) -> Path:
     """QUALITY.md in `out`, pictures in `out`/docs/quality; returns the path of the page."""
     text = [
-        INTRODUCTION.format(perplexity=items.PERPLEXITY, effective=items.EFFECTIVE, accuracy=100 * accuracy),
+        INTRODUCTION.format(perplexity=items.PERPLEXITY, effective=items.EFFECTIVE, accuracy=100 * accuracy)
+        + missing(results),
         *versus(results),
     ]
     (out / "docs" / "quality").mkdir(parents=True, exist_ok=True)
@@ -105,6 +107,16 @@ def write(
     path = out / "QUALITY.md"
     path.write_text("\n".join(text).rstrip() + "\n")
     return path
+
+
+def missing(results: Mapping[Key, Rows]) -> str:
+    """A line that names what was not drawn; empty if all was."""
+    found = []
+    for method in METHODS:
+        tasks = [task for task in SETUPS if (task, method) not in results]
+        if tasks:
+            found.append(f"{NAMES[method]} ({'every task' if len(tasks) == len(SETUPS) else ', '.join(tasks)})")
+    return f"- **Not drawn yet**: {'; '.join(found)}.\n" if found else ""
 
 
 def versus(results: Mapping[Key, Rows]) -> list[str]:
