@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,14 +59,11 @@ def for_operator(bundle: Path, spec: str) -> tuple[Path, Task]:
     file = Path(spec.rpartition(":")[0])
     if not file.is_file():
         raise InputError(f"operator {spec!r} is not understood: FILE.py:NAME is wanted, with a file that is there")
-    made: dict[str, Any] = {}
 
     def make(image: Sequence[int]) -> Operators:
         from rlsd.export.own import load_own
 
-        if not made:
-            made.update([load_own(spec, image)])
-        return made
+        return dict([load_own(spec, image)])
 
     name = own_name(spec)
     if has_operator(bundle, name):
@@ -75,8 +73,6 @@ def for_operator(bundle: Path, spec: str) -> tuple[Path, Task]:
 
 def own_name(spec: str) -> str:
     """What a bundle calls the operator FILE.py:NAME: NAME in lower_case."""
-    import re
-
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", spec.rpartition(":")[2]).lower()
 
 
