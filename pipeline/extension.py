@@ -63,7 +63,7 @@ def for_operator(bundle: Path, spec: str) -> tuple[Path, Task]:
     def make(image: Sequence[int]) -> Operators:
         from rlsd.export.own import load_own
 
-        return dict([load_own(spec, image)])
+        return {name: load_own(spec, image)[1]}
 
     name = own_name(spec)
     if has_operator(bundle, name):

@@ -17,6 +17,7 @@ from rlsd.bench.quality.psld import Psld, psld
 from rlsd.bench.quality.resample import ReSample, fit, resample
 from rlsd.engine import Params
 from rlsd.engine import reference as algorithm
+from rlsd.pipeline.fit import Frame
 
 SHAPE, SIGMA = (1, 2, 2), 0.1
 ABAR = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
@@ -204,7 +205,7 @@ def test_methods_without_repulsion_differ_in_nothing_else(monkeypatch, tmp_path)
 
 def test_rlsd_has_been_tuned_for_every_task() -> None:
     for task, setup in settings.SETUPS.items():
-        for method in settings.BY_ENGINE:
+        for method in settings.METHODS[:4]:
             assert settings.settings_of(task, method, setup).steps == setup.steps
 
 
@@ -254,7 +255,9 @@ def test_the_page_says_what_was_found(tmp_path: Path) -> None:
          "evaluations": {"denoiser": 99.0}, "seconds_a_particle": 0.125}
         for (_, method), found in results.items()
     ]  # fmt: skip
-    text = report.write(tmp_path, lines, results, {"small-visible": chosen}, 0.923).read_text()
+    text = report.write(
+        tmp_path, lines, results, {"small-visible": chosen}, 0.923, Frame((1, 32, 32), (2, 2, 2, 2))
+    ).read_text()
     assert "| small-visible | 3 | 1.50 (1.50 to 1.50) | 1.000 (1.000 to 1.000) | 2.00 (2.00 to 2.00) |" in text
     assert "; latent DPS (every task)" in text and "RLSD (half, sr4," in text
     assert "92.3 % right" in text and "3 of the first 7 images are open" in text

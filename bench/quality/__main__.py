@@ -25,7 +25,8 @@ from rlsd.bench.quality.problem import Array
 from rlsd.bench.quality.sample import Work, draw_all, shards, stored
 from rlsd.bench.quality.settings import METHODS, SETUPS, described, is_tuned
 from rlsd.engine import Engine
-from rlsd.models.fashion import PATH, load_classifier
+from rlsd.models.fashion import PATH
+from rlsd.pipeline.items import frame_of
 
 
 def main() -> None:
@@ -56,14 +57,13 @@ def main() -> None:
         if not options.report:
             draw_all([shard for each in todo.values() for shard in each], options.processes)
         judge = judge_of(options.data, options.work)
-        head = load_classifier().head
-        scorer = figures.Scorer(engine, judge, (head.weight.detach().numpy(), head.bias.detach().numpy()))
+        scorer, frame = figures.Scorer(engine, judge, figures.own_classifier(engine)), frame_of(engine)
         found = {key: scored(scorer, sets[key[0]], each) for key, each in todo.items()}
     results = {key: rows for key, rows in found.items() if rows is not None}
     lines = [summary(key, rows, sets[key[0]]) for key, rows in results.items()]
     lines += [exact(task, SETUPS[task].particles, each) for task, each in sets.items() if each.classes is not None]
     measure.record("quality-fashion", lines)
-    print(report.write(options.out, lines, results, sets, judge.accuracy))
+    print(report.write(options.out, lines, results, sets, judge.accuracy, frame))
 
 
 def judge_of(data: Path, work: Path) -> Judge:

@@ -12,19 +12,28 @@ from rlsd.bench.quality.items import Item
 from rlsd.bench.quality.problem import Array
 from rlsd.engine import Engine
 from rlsd.pipeline import metrics
+from rlsd.pipeline.classes import ClassHead, class_head
 from rlsd.pipeline.tasks import TASKS
 
 RESAMPLES, CONFIDENCE = 2000, 0.95
 Classify = Callable[[Array], Array]
 
 
+def own_classifier(engine: Engine) -> ClassHead:
+    """The bundle's; ValueError for a bundle exported without one."""
+    head = class_head(engine)
+    if head is None:
+        raise ValueError(f"{engine.path} has no class_head: export it again (make bundle)")
+    return head
+
+
 @dataclass(frozen=True)
 class Scorer:
-    """judge: images -> classes. head: weight [K, D] and bias [K] of the classifier whose features phi are."""
+    """judge: images -> classes. head: the bundle's own classifier, on its features phi."""
 
     engine: Engine
     judge: Classify
-    head: tuple[Array, Array]
+    head: ClassHead
 
     def __call__(
         self, task: str, sigma: float, item: Item, particles: Array, classes: Array | None
@@ -42,7 +51,7 @@ class Scorer:
         given = {name: value[None] for name, value in item.params.items()}
         seen = self.engine.measure(TASKS[task].operator, particles, **given)
         residual = metrics.residual(item.y, seen, item.params) / sigma
-        named, weight = self.judge(images), self.head[0]
+        named = self.judge(images)
         found = {
             "psnr": float(psnr.mean()),
             "psnr_best": float(psnr.max()),
@@ -52,7 +61,7 @@ class Scorer:
             "deviation": float(images.std(0).mean()),
             "similarity": float(metrics.cosine_similarity(features) or 0.0),
             "modes": float(len(set(named.tolist()))),
-            "modes_own": float(len(set((features @ weight.T + self.head[1]).argmax(1).tolist()))),
+            "modes_own": float(len(set(self.head.probabilities(features).argmax(1).tolist()))),
             "right": float((named == item.label).mean()),
         }
         if classes is not None:

@@ -12,10 +12,11 @@ from rlsd.bench.quality import reference
 from rlsd.bench.quality.problem import Array
 from rlsd.bench.quality.settings import LINEAR, SEED, Setup
 from rlsd.engine import Engine, normal
+from rlsd.engine.native import STREAM_USER
+from rlsd.pipeline.items import observed
 from rlsd.pipeline.tasks import TASKS
 
 ORDER_KEY = 2026  # of the Philox generator that shuffles the test images
-MEASURED = 0xC0000000  # stream of the measurement's noise: the engine leaves those from here on to its users
 PERPLEXITY, EFFECTIVE = 2.0, 10.0
 AMBIGUOUS = ("small-visible",)
 
@@ -58,9 +59,8 @@ def measured(engine: Engine, images: Images, index: int, task: str, sigma: float
     params = TASKS[task].parameters(engine.operators[operator].params, SEED, int(index), {}, measured=False)
     x = images.pixels[index]
     y = engine.measure(operator, x[None], **{name: value[None] for name, value in params.items()})[0]
-    y = y + sigma * normal(SEED, int(index), 0, MEASURED, y.size).reshape(y.shape)
-    y = y * params["mask"] if "mask" in params else y
-    return Item(int(index), x, int(images.labels[index]), y.astype(np.float32), params)
+    y = y + sigma * normal(SEED, int(index), 0, STREAM_USER, y.size).reshape(y.shape)
+    return Item(int(index), x, int(images.labels[index]), observed(y, params).astype(np.float32), params)
 
 
 @dataclass(frozen=True)

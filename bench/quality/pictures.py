@@ -15,15 +15,13 @@ from rlsd.pipeline.settings import settings_for
 from rlsd.pipeline.tasks import TASKS
 
 CELL, GAP, LABEL, SHOWN, MOST = 64, 3, 210, 2, 8
-PADDING = (2, 2, 2, 2)  # of the fashion prior's images
 
 
-def figure(task: str, items: Sequence[Item], particles: Mapping[str, Array]) -> Image.Image:
+def figure(task: str, items: Sequence[Item], particles: Mapping[str, Array], frame: Frame) -> Image.Image:
     """The first SHOWN items beside each other: the photo, what was measured, and the particles of every method.
 
     particles: [n, N, 1, 32, 32] of each method, by its name.
     """
-    frame = Frame((1, 32, 32), PADDING)
     count = min(MOST, max(p.shape[1] for p in particles.values()))
     block = (count + 2) * (CELL + GAP) + 4 * GAP
     sheet = Image.new("RGB", (LABEL + SHOWN * block, 22 + len(particles) * (CELL + GAP)), PAPER)

@@ -23,13 +23,18 @@ NETWORKS = ("denoiser", "decoder", "encoder")
 
 def prepare(work: Path) -> Path:
     """The folder with the exported graphs, made in the work folder if it is not there; needs torch and diffusers."""
-    digest = hashlib.sha256()
-    for file in sorted(CHECKPOINT.rglob("*.safetensors")):
-        digest.update(file.read_bytes())
-    path = work / f"prior-{BATCH}-{digest.hexdigest()[:12]}"
+    path = work / f"prior-{BATCH}-{checkpoint_digest()}"
     if not (path / "manifest.txt").is_file():
         export(path)
     return path
+
+
+def checkpoint_digest() -> str:
+    """What the prior's weights are told apart by: 12 digits of a SHA-256."""
+    digest = hashlib.sha256()
+    for file in sorted(CHECKPOINT.rglob("*.safetensors")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def export(path: Path) -> None:

@@ -80,9 +80,3 @@ def expected_variation(p: Array, particles: int, key: int, draws: int = 2000) ->
 def expected_modes(p: Array, particles: int) -> float:
     """The expected number of distinct classes among `particles` exact draws from p."""
     return float((1 - (1 - p) ** particles).sum())
-
-
-def draws(weights: Array, particles: int, key: int) -> Array:
-    """The numbers of `particles` training images drawn from the posterior."""
-    generator = np.random.Generator(np.random.Philox(key=key))
-    return generator.choice(len(weights), particles, p=weights)

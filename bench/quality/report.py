@@ -11,6 +11,7 @@ from rlsd.bench.quality import figures, items, pictures
 from rlsd.bench.quality.items import Chosen
 from rlsd.bench.quality.problem import Array
 from rlsd.bench.quality.settings import METHODS, SETUPS
+from rlsd.pipeline.fit import Frame
 from rlsd.pipeline.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,9 +87,17 @@ class Rows:
 
 
 def write(
-    out: Path, lines: Sequence[Line], results: Mapping[Key, Rows], sets: Mapping[str, Chosen], accuracy: float
+    out: Path,
+    lines: Sequence[Line],
+    results: Mapping[Key, Rows],
+    sets: Mapping[str, Chosen],
+    accuracy: float,
+    frame: Frame,
 ) -> Path:
-    """QUALITY.md in `out`, pictures in `out`/docs/quality; returns the path of the page."""
+    """QUALITY.md in `out`, pictures in `out`/docs/quality; returns the path of the page.
+
+    accuracy: the judge's, from 0 to 1. frame: the prior's images and their padding.
+    """
     text = [
         INTRODUCTION.format(perplexity=items.PERPLEXITY, effective=items.EFFECTIVE, accuracy=100 * accuracy)
         + missing(results),
@@ -102,7 +111,9 @@ def write(
         text += [f"## {task}: {TASKS[task].summary}", "", *about(task, chosen), *table(mine)]
         drawn = {method: results[task, method].particles for method in METHODS if (task, method) in results}
         file = f"docs/quality/{task}.png"
-        pictures.figure(task, chosen.items, {NAMES[m]: p for m, p in drawn.items()}).save(out / file, optimize=True)
+        pictures.figure(task, chosen.items, {NAMES[m]: p for m, p in drawn.items()}, frame).save(
+            out / file, optimize=True
+        )
         text += ["", f"![rows: methods; columns: particles of two items]({file})", ""]
     path = out / "QUALITY.md"
     path.write_text("\n".join(text).rstrip() + "\n")

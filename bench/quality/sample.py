@@ -21,7 +21,7 @@ import numpy as np
 from rlsd.bench.quality import items as chosen_items
 from rlsd.bench.quality.dps import Dps, dps
 from rlsd.bench.quality.items import Item
-from rlsd.bench.quality.prior import BATCH, FashionPrior
+from rlsd.bench.quality.prior import BATCH, FashionPrior, checkpoint_digest
 from rlsd.bench.quality.problem import Array, EngineMeasurement, Measurement, Noise, Prior, Schedule
 from rlsd.bench.quality.psld import Psld, psld
 from rlsd.bench.quality.resample import ReSample, resample
@@ -66,7 +66,9 @@ class Tools:
 
 def folder_of(work: Path, task: str, method: str, setup: Setup) -> Path:
     """Where the shards of these settings lie."""
-    text = json.dumps({"version": VERSION, "prior": _prior_digest(), **described(task, method, setup)}, sort_keys=True)
+    text = json.dumps(
+        {"version": VERSION, "prior": checkpoint_digest(), **described(task, method, setup)}, sort_keys=True
+    )
     return work / "particles" / f"{task}-{method}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
@@ -184,10 +186,3 @@ def _draw(shard: Work) -> tuple[str, float]:
     store(shard, done)
     steps = len(shard.items) * shard.setup.particles * (shard.setup.steps - 1)
     return f"{shard.task} {shard.method} {shard.out.stem}", steps / done.seconds
-
-
-def _prior_digest() -> str:
-    digest = hashlib.sha256()
-    for file in sorted((PATH / "checkpoint").rglob("*.safetensors")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:12]

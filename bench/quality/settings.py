@@ -22,7 +22,6 @@ Settings = Params | Dps | Psld | ReSample
 
 SEED = 0
 METHODS = ("rlsd", "nonrepuls", "nonaug", "red-diff", "dps", "psld", "resample")
-BY_ENGINE = METHODS[:4]
 
 
 @dataclass(frozen=True)

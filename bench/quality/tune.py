@@ -28,14 +28,13 @@ import numpy as np
 
 from rlsd.bench import measure
 from rlsd.bench.quality import items, prior, reference
-from rlsd.bench.quality.figures import Scorer
+from rlsd.bench.quality.figures import Scorer, own_classifier
 from rlsd.bench.quality.items import Item
 from rlsd.bench.quality.judge import Judge
 from rlsd.bench.quality.problem import Array
 from rlsd.bench.quality.sample import Tools, Work, draw
 from rlsd.bench.quality.settings import CHOSEN, KINDS, SETUPS, Settings, Setup
 from rlsd.engine import Engine, Params
-from rlsd.models.fashion import load_classifier
 
 FIRST = 50_000  # the images used: training images from here on
 RESIDUAL = 3.0  # in units of sigma
@@ -118,11 +117,10 @@ class Bench:
         train, test = items.load(data, "train"), items.load(data, "t10k")
         self.task, self.setup = task, SETUPS[task]
         self.tools = Tools(prior.prepare(work))
-        head = load_classifier().head
         self.scorer = Scorer(
             self.tools.engine,
             Judge.of(work, (train.pixels, train.labels), (test.pixels[:10], test.labels[:10])),
-            (head.weight.detach().numpy(), head.bias.detach().numpy()),
+            own_classifier(self.tools.engine),
         )
         engine, sigma = self.tools.engine, self.setup.sigma
         found = (items.measured(engine, train, i, task, sigma) for i in range(FIRST, len(train.pixels)))
