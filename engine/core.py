@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes as c
-import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -16,6 +15,7 @@ import numpy as np
 from rlsd.engine import native
 from rlsd.engine.arrays import filled_array, given_array, tensor_structs
 from rlsd.engine.dlpack import DeviceArray
+from rlsd.engine.files import read_manifest, read_verified
 from rlsd.engine.native import RlsdError, Status, check, library
 from rlsd.engine.params import REPULSIONS, VARIANTS, Params
 
@@ -247,8 +247,12 @@ class Engine:
         for line in self._facts.get("named_context", []):
             label, file = line.split()
             if label == name and self.context_shape:
-                return np.fromfile(self.path / file, np.float32).reshape(self.context_shape)
+                return np.frombuffer(self.file(file), np.float32).reshape(self.context_shape).copy()
         raise KeyError(name)
+
+    def file(self, name: str) -> bytes:
+        """The bytes of a file of the bundle, verified again; RlsdError for one that its manifest does not have."""
+        return read_verified(self.path, name, self._facts.get("file", []))
 
     # ------------------------------------------------------------ jobs
 
@@ -383,11 +387,7 @@ class Engine:
 
 def _is_for_cuda(bundle: Path) -> bool:
     """What the manifest says; the core reads it again, strictly."""
-    path = bundle / "manifest.txt"
     try:
-        if not path.is_file():  # a pipe would wait for ever
-            return False
-        with open(path, errors="replace") as lines:
-            return any(line == "target cuda\n" for line in itertools.islice(lines, 10))
+        return "target cuda" in read_manifest(bundle)[:10]
     except OSError:
         return False

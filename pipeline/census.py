@@ -9,13 +9,15 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from rlsd.engine.files import read_manifest
+
 
 def show_census(bundle: Path, console: Console) -> None:
     """Prints one row for each graph and batch."""
     nodes: dict[tuple[str, str], list[str]] = defaultdict(list)
     numbers: dict[tuple[str, str, str], int] = {}
     checks: dict[str, str] = {}
-    for line in (bundle / "manifest.txt").read_text().splitlines():
+    for line in read_manifest(bundle):
         match line.split():
             case ["info", "nodes", graph, batch, kind, count]:
                 nodes[graph, batch].append(f"{count} {kind.rpartition('.')[2]}")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rlsd.engine import Engine
+from rlsd.engine import Engine, RlsdError
 from rlsd.pipeline.errors import InputError
 
 
@@ -38,9 +38,10 @@ def class_head(engine: Engine) -> ClassHead | None:
         file, *names = words
         width = (engine.feature_dim or 0) + 1
         try:
-            values = np.fromfile(engine.path / file, "<f4").astype(np.float64)
-        except OSError as error:
-            raise InputError(f"class_head {file} of the bundle cannot be read: {error.strerror}") from error
+            data = engine.file(file)
+        except RlsdError as error:
+            raise InputError(f"class_head {file} of the bundle cannot be read: {error}") from error
+        values = np.frombuffer(data[: len(data) // 4 * 4], "<f4").astype(np.float64)
         if not names or values.size != len(names) * width or not np.isfinite(values).all():
             wanted = f"{len(names) * width} finite ones are wanted"
             raise InputError(f"class_head {file} of the bundle has {values.size} values, {wanted}")

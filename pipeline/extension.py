@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlsd.engine.files import read_manifest
 from rlsd.pipeline.errors import InputError
 from rlsd.pipeline.model import MANIFEST
 from rlsd.pipeline.tasks import TASKS, Task, named_task
@@ -25,18 +26,25 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlsd" / "bundles"
 
 
+def manifest_of(bundle: Path) -> list[str]:
+    """The lines of the bundle's manifest. InputError."""
+    try:
+        return read_manifest(bundle)
+    except OSError as error:
+        raise InputError(f"model {bundle}: its manifest cannot be read: {error.strerror}") from error
+
+
 def has_operator(bundle: Path, name: str) -> bool:
     """Whether the bundle's manifest names the operator."""
-    lines = (bundle / MANIFEST).read_text(errors="replace").splitlines()
-    return any(line.split()[:2] == ["operator", name] for line in lines)
+    return any(line.split()[:2] == ["operator", name] for line in manifest_of(bundle))
 
 
 def image_of(bundle: Path) -> tuple[int, ...]:
     """The shape of the bundle's images [C, H, W], as its manifest says."""
-    for line in (bundle / MANIFEST).read_text(errors="replace").splitlines():
-        key, *values = line.split()
-        if key == "image":
-            return tuple(map(int, values))
+    for line in manifest_of(bundle):
+        key, _, values = line.partition(" ")
+        if key == "image" and re.fullmatch(r"[0-9]{1,10}( [0-9]{1,10}){2}", values):
+            return tuple(map(int, values.split()))
     raise InputError(f"model {bundle}: its manifest does not say how large its images are")
 
 
@@ -78,7 +86,7 @@ def own_name(spec: str) -> str:
 
 def extended(bundle: Path, name: str, content: bytes, make: Callable[[Sequence[int]], Operators]) -> Path:
     """The bundle with one more operator, from the cache or made now; make: image shape -> the operator by its name."""
-    parts = [(bundle / MANIFEST).read_bytes(), name.encode(), content]
+    parts = ["\n".join(manifest_of(bundle)).encode(), name.encode(), content]
     digest = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
     out = cache() / f"{name[:40]}-{digest[:16]}"
     if (out / MANIFEST).is_file():

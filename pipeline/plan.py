@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+from rlsd.engine.files import read_manifest
 from rlsd.pipeline.errors import InputError
 
 HALF, FLOAT = 2, 4
@@ -54,8 +55,8 @@ class Plan:
 def read_plan(bundle: Path) -> Plan:
     """The plan of a bundle for CUDA. InputError for another."""
     try:
-        lines = [line.split() for line in (bundle / "manifest.txt").read_text().splitlines()]
-    except (OSError, UnicodeDecodeError):
+        lines = [line.split() for line in read_manifest(bundle)]
+    except OSError:
         raise InputError(f"{bundle}: no bundle here: its manifest.txt cannot be read") from None
     facts = {words[0]: words[1:] for words in lines if len(words) > 1}
     if facts.get("target") != ["cuda"]:

@@ -47,9 +47,8 @@ def recorded(engine: Engine) -> str | None:
 
 def _check_null(engine: Engine, where: str) -> None:
     """The bundle's null context shows whether it is the same text encoder, unless it is zeros as SDXL's is."""
-    null = np.fromfile(engine.path / engine.describe()["null_context"][0], np.float32).reshape(
-        engine.context_shape or ()
-    )
+    data = engine.file(engine.describe()["null_context"][0])
+    null = np.frombuffer(data, np.float32).reshape(engine.context_shape or ())
     if null.any() and np.linalg.norm(_encode(where, "") - null) > TOLERANCE * np.linalg.norm(null):
         raise InputError(f"text encoder {where} is not the one that the prior {engine.name} was exported with")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from rlsd.engine import Engine, Job, Params, RlsdError, Status
+from rlsd.engine.files import read_manifest
 from rlsd.pipeline.errors import InputError
 
 FILE = "tuning.txt"
@@ -32,13 +35,16 @@ def tune(engine: Engine, note: Callable[[str], None]) -> Path:
         note(f"batch {batch}: {milliseconds:.2f} ms a tick, {1e3 * batch / milliseconds:.1f} particle-steps/s")
         lines.append(f"batch {batch} {milliseconds:.4f}")
     path = engine.path / FILE
-    path.write_text("".join(line + "\n" for line in lines))
+    with tempfile.NamedTemporaryFile("w", dir=engine.path, prefix=".tuning-", delete=False) as fresh:
+        fresh.write("".join(line + "\n" for line in lines))
+    os.chmod(fresh.name, 0o644)
+    os.replace(fresh.name, path)  # a symbolic link of that name is replaced, not followed
     return path
 
 
 def digest(bundle: Path) -> str:
     """The SHA-256 that ends the manifest."""
-    return (bundle / "manifest.txt").read_text().splitlines()[-1].split()[1]
+    return read_manifest(bundle)[-1].split()[1]
 
 
 def tick_time(engine: Engine, batch: int) -> float:

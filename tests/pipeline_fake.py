@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from rlsd.engine import Job, OperatorInfo, Result, RlsdError, Status, normal
+from rlsd.engine.files import read_regular
 
 MANIFEST = "rlsd-bundle 1\nname fake\n"
 
@@ -70,6 +71,12 @@ class FakeEngine:
             facts["info"] = ["image_padding " + " ".join(map(str, self.padding))]
         facts |= {"graph": ["denoiser 1 denoiser.onnx"], "check": ["denoiser 1 2e-07"], "onnxruntime": ["1.32.0"]}
         return facts
+
+    def file(self, name):
+        try:
+            return read_regular(self.path / name, 1 << 20)
+        except OSError as error:
+            raise RlsdError(Status.BAD_BUNDLE, f"bundle file {name}: cannot be read: {error.strerror}") from error
 
     def context(self, name):
         return np.full(self.context_shape, self.contexts.index(name), np.float32)
