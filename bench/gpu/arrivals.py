@@ -13,8 +13,7 @@ from rlsd.bench.gpu.steps import speedups, without_figure
 from rlsd.bench.gpu.subject import CHECKED_STEPS, Subject, Wrong, free
 from rlsd.bench.gpu.timing import Clock
 from rlsd.bench.problem import PARAMS, job
-from rlsd.engine import Engine, Job
-from rlsd.engine.core import Handle
+from rlsd.bench.serve_queue import one_by_one, packed
 
 MIXES = ((8, 1), (4, 2), (2, 4))  # jobs, particles of each
 STEPS, GAP = 24, 2  # a job's timesteps; ticks between two arrivals
@@ -34,7 +33,7 @@ def arrivals(subject: Subject, jobs: int, particles: int, steps: int = STEPS) ->
     except Exception as problem:
         return [{**common, "method": "engine", **without_figure(problem)}]
     runs: dict[str, Callable[[], object]] = {
-        "engine": lambda: packed(engine, work),
+        "engine": lambda: packed(engine, work, GAP),
         "one by one": lambda: one_by_one(engine, work),
     }
     times = measure.interleaved(runs, bench.rounds, Clock(bench.device, whole=True), bench.limit)
@@ -57,23 +56,6 @@ def arrivals(subject: Subject, jobs: int, particles: int, steps: int = STEPS) ->
 def at_most(jobs: int, steps: int, gap: int = GAP) -> float:
     """How many times as fast packing could be if a tick of all took no longer than one of a single job."""
     return jobs * (steps - 1) / ((jobs - 1) * gap + steps - 1)
-
-
-def packed(engine: Engine, work: list[Job], gap: int = GAP) -> list[np.ndarray]:
-    """Job i is submitted before tick i * gap; until all are done."""
-    handles: list[Handle] = []
-    tick, left = 0, 1
-    while left or len(handles) < len(work):
-        while len(handles) < len(work) and tick >= len(handles) * gap:
-            handles.append(engine.submit(work[len(handles)]))
-        left = engine.tick()
-        tick += 1
-    return [handle.result().particles for handle in handles]
-
-
-def one_by_one(engine: Engine, work: list[Job]) -> list[np.ndarray]:
-    """Each job alone, the next when it is done."""
-    return [engine.reconstruct([each])[0].particles for each in work]
 
 
 def _check(got: list[np.ndarray], want: list[np.ndarray], allowed: float) -> tuple[float, bool]:

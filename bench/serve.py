@@ -1,0 +1,164 @@
+"""Latency and throughput of jobs that arrive at random, served in three ways: `rlsd bench serve`.
+
+Jobs of a few particles arrive as a Poisson process. `packed`: each joins the engine's next tick. `one after another`:
+a job begins when the one before is done. `fixed batches`: what waits is collected up to so many particles or until a
+timeout, and that batch runs to its end before the next begins.
+
+First each way serves a backlog: its capacity. The loads are shares of the packed way's, the same arrivals for all; at
+most of them one after another is above its own capacity, so that its queue grows for as long as jobs arrive: what its
+latencies say depends on the window then, and its throughput is its capacity. Throughput is counted in a fixed window;
+jobs that arrived in it are served to their end, so that every one of them has a latency. Some jobs of every run are
+compared with the same job run alone: a cell with a difference gets no figure.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlsd.bench import measure
+from rlsd.bench.gpu.subject import PLAIN_LIMIT
+from rlsd.bench.problem import PARAMS, job
+from rlsd.bench.serve_lines import Cell, capacity_lines, load_lines
+from rlsd.bench.serve_load import Figures, Mix, figures, poisson, sizes
+from rlsd.bench.serve_queue import Arrival, FixedBatches, OneByOne, Packed, WallClock, one_by_one, serve
+from rlsd.engine import Engine, Job
+
+BACKLOG = 3  # times what was done in the window when the rate was guessed: more than any way gets done in it
+CHECKED = 4  # jobs of every run
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured.
+
+    particles: what the engine has in flight at most, and what a fixed batch has room for. timeout: seconds that a fixed
+    batch waits to be filled. window: seconds in which jobs arrive. steps: timesteps of a job. Raises ValueError.
+    """
+
+    loads: Sequence[float] = (0.2, 0.5, 0.8, 0.95)
+    mixes: Sequence[tuple[int, int]] = ((1, 2), (1, 8))
+    window: float = 4.5
+    seeds: int = 3
+    steps: int = 20
+    particles: int = 16
+    timeout: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name, least in (("window", 0.1), ("seeds", 1), ("steps", 2), ("particles", 1), ("timeout", 0)):
+            if not getattr(self, name) >= least:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed is {least} or more")
+
+    def __str__(self) -> str:
+        return (
+            f"{self.steps} timesteps, {self.seeds} seeds, window {self.window:g} s, {self.particles} particles in "
+            f"flight or in a batch, timeout {self.timeout:g} s"
+        )
+
+
+def run(
+    bundle: Path, device: str | None, threads: int, settings: Settings, out: Path | None, say: Callable[[str], object]
+) -> tuple[list[dict[str, Any]], Path]:
+    """Opens the bundle, measures, records: the result lines, and the file that they were appended to.
+
+    out: that file, default bench/results/serve-cpu.jsonl or serve-gpu.jsonl. say: gets a sentence for each run.
+    """
+    with Engine(bundle, device=device, threads=threads, max_particles=settings.particles) as engine:
+        lines = Race(engine, settings, say).lines()
+        kind = "gpu" if engine.on_gpu else "cpu"
+        facts = {"bench": f"serve-{kind}", "network": engine.name, "settings": str(settings)}
+        if engine.on_gpu:
+            facts["gpu"] = engine.describe()["device"][0]
+        else:
+            facts["threads"] = int(engine.describe()["threads"][0])
+    lines = [{**line, **facts} for line in lines]
+    return lines, measure.record(f"serve-{kind}", lines, out)
+
+
+@dataclass
+class Race:
+    """The ways against each other on one engine."""
+
+    engine: Engine
+    settings: Settings
+    say: Callable[[str], object]
+    start: float = field(default_factory=time.perf_counter)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Measures everything: a line for each mix, load and way."""
+        s, lines = self.settings, []
+        mixes = [Mix(least, most, s.steps - 1) for least, most in s.mixes]
+        capacities = {mix: self.capacities(mix) for mix in mixes}
+        cells: dict[tuple[Mix, float], list[Cell]] = {
+            (mix, load): [Cell(mix, load, way.name) for way in self.ways()] for mix in mixes for load in s.loads
+        }
+        for seed in range(s.seeds):
+            for (mix, load), row in cells.items():
+                packed = float(np.median(capacities[mix][Packed.name]))
+                self.round(row, load * packed / mix.work, seed)
+        for mix in mixes:
+            lines += capacity_lines(mix, capacities[mix])
+            for load in s.loads:
+                lines += load_lines(cells[mix, load], capacities[mix])
+        return lines
+
+    def ways(self, first: int = 0) -> list[Packed]:
+        """All ways; `first` says which comes first, so that rounds may differ in it."""
+        found = [Packed(), OneByOne(), FixedBatches(self.settings.particles, self.settings.timeout)]
+        first %= len(found)
+        return found[first:] + found[:first]
+
+    def jobs(self, mix: Mix, seed: int, count: int) -> Iterator[Job]:
+        """The first jobs of a seed: the same at every load, each with random numbers of its own."""
+        params = replace(PARAMS, steps=self.settings.steps)
+        for item, particles in enumerate(sizes(mix, seed, count)):
+            yield replace(job(self.engine.image_shape, particles, params), seed=seed, item=item)
+
+    def capacities(self, mix: Mix) -> dict[str, list[float]]:
+        """Particle-steps/s with a backlog, by way: a figure for each seed."""
+        count = -(-self.settings.particles // mix.least)
+        for _ in range(2):  # the first warms up
+            seconds = measure.wall_seconds(lambda: self.engine.reconstruct(list(self.jobs(mix, 0, count))))
+        guess = sum(sizes(mix, 0, count)) * mix.steps / seconds
+        window = self.settings.window
+        backlog = 1 + int(BACKLOG * guess * window / mix.work)
+        rates: dict[str, list[float]] = defaultdict(list)
+        for seed in range(self.settings.seeds):
+            arrivals = [Arrival(0.0, each) for each in self.jobs(mix, seed, backlog)]
+            for way in self.ways(seed):
+                served = serve(self.engine, arrivals, way, WallClock(), until=window)
+                rates[way.name].append(served.rate(min(window, served.times[-1])))
+                self.tell(f"{mix}, a backlog, {way.name}: {rates[way.name][-1]:.4g} particle-steps/s")
+        return rates
+
+    def round(self, row: Sequence[Cell], rate: float, seed: int) -> None:
+        """One run of each way with the same arrivals, `rate` jobs a second; checked, and put into the row's cells."""
+        mix, window = row[0].mix, self.settings.window
+        moments = poisson(rate, seed, window)
+        if not moments:
+            raise ValueError(f"window is {window:g}: no job arrived in it at {rate:.3g} jobs a second")
+        work = list(self.jobs(mix, seed, len(moments)))
+        arrivals = [Arrival(moment, each) for moment, each in zip(moments, work)]
+        places = sorted({round(place) for place in np.linspace(0, len(work) - 1, CHECKED)})
+        wanted = dict(zip(places, one_by_one(self.engine, [work[place] for place in places])))
+        for way in self.ways(seed):
+            cell = next(cell for cell in row if cell.way == way.name)
+            served = serve(self.engine, arrivals, way, WallClock(), keep=places)
+            cell.check(served.kept, wanted, PLAIN_LIMIT if self.engine.on_gpu else 0.0)
+            cell.runs.append(figures(arrivals, served, window))
+            self.tell(f"{cell}, seed {seed}: {sentence(cell.runs[-1])}")
+
+    def tell(self, text: str) -> None:
+        """With the seconds so far."""
+        self.say(f"[{time.perf_counter() - self.start:4.0f} s] {text}")
+
+
+def sentence(run: Figures) -> str:
+    """One run for people."""
+    return f"{run.rate:.4g} particle-steps/s, p99 {run.percentiles['p99']:.3g} s, {run.left} jobs left"
