@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from rlsd.pipeline.errors import InputError, about
-from rlsd.pipeline.images import Picture, channels_first, kind_of, read_image, read_npy, scaled
+from rlsd.pipeline.images import RAW, Picture, channels_first, kind_of, read_image, read_raw, scaled
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
@@ -87,17 +87,17 @@ def resize_to_fill(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def read_measurement(path: Path, shape: Sequence[int], frame: Frame, pictorial: bool = True) -> np.ndarray:
-    """A measurement of `shape` from NPY (floating point: as it is) or, where it is `pictorial`, an image format.
+    """A measurement of `shape` from NPY or zarr (floating point: as it is) or, where it is `pictorial`, an image format.
 
     8 and 16 bit values are scaled to [-1, 1]. One of the content's size gets the black border.
     """
     shape = tuple(shape)
-    is_npy = kind_of(path) == "NPY"
-    if not is_npy and (not pictorial or len(shape) != 3):
+    is_raw = (file := kind_of(path)) in RAW
+    if not is_raw and (not pictorial or len(shape) != 3):
         raise InputError(f"{path} is an image, which this measurement is not: give it as floating-point NPY")
     try:
-        y = read_npy(path) if is_npy else to_channels(read_image(path).values, shape[0], [])
-        if is_npy and y.dtype.kind != "f":
+        y = read_raw(path, file) if is_raw else to_channels(read_image(path).values, shape[0], [])
+        if is_raw and y.dtype.kind != "f":
             y = scaled(y)
         y = _shaped(y.astype(np.float32), shape, frame, border=-1.0)
     except InputError as error:
@@ -108,14 +108,17 @@ def read_measurement(path: Path, shape: Sequence[int], frame: Frame, pictorial: 
 
 
 def read_parameter(path: Path, name: str, shape: Sequence[int], frame: Frame) -> np.ndarray:
-    """An operator's parameter of `shape` from NPY or an image: white is 1, black is 0; a kernel is made to sum to 1."""
+    """An operator's parameter of `shape` from NPY, zarr or an image: white is 1, black is 0.
+
+    An image of a kernel is made to sum to 1.
+    """
     shape = tuple(shape)
-    is_npy = kind_of(path) == "NPY"
+    is_raw = (file := kind_of(path)) in RAW
     kind = name.removeprefix("first_").removeprefix("second_")  # as a chain of two operators calls them
     try:
         value: np.ndarray
-        if is_npy:
-            value = read_npy(path).astype(np.float32)
+        if is_raw:
+            value = read_raw(path, file).astype(np.float32)
         else:
             value = to_channels(read_image(path).values, 1, [])
             value = (value >= 0).astype(np.float32) if kind == "mask" else (value + 1) / 2
@@ -125,7 +128,7 @@ def read_parameter(path: Path, name: str, shape: Sequence[int], frame: Frame) ->
         raise about(path, error) from None
     if not np.isfinite(value).all():
         raise InputError(f"{path} has values that are NaN or infinite; the parameter {name} must be finite")
-    if kind == "mask" and is_npy and not np.isin(value, (0, 1)).all():
+    if kind == "mask" and is_raw and not np.isin(value, (0, 1)).all():
         raise InputError(f"{path} has values other than 0 and 1; a mask is 1 where a pixel is observed, else 0")
     if kind == "kernel" and not (abs(value.sum() - 1) < 1e-3):
         raise InputError(f"{path} sums to {value.sum():.4g}; a blur kernel must sum to 1")

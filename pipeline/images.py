@@ -1,11 +1,13 @@
-"""Reads images: PNG, JPEG, TIFF (8 and 16 bit, float) and NPY, told apart by their first bytes, not their names.
+"""Reads images: PNG, JPEG, TIFF (8 and 16 bit, float), NPY and DICOM, told apart by their first bytes, not their names.
 
-Integers are scaled to [-1, 1]; floating-point numbers are taken as being there already.
+An element of a zarr array counts as a file, called FOLDER[INDEX]. Integers are scaled to [-1, 1]; floating-point numbers are taken as being there already.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,8 @@ import numpy as np
 import tifffile
 from PIL import ExifTags, Image, ImageOps
 
+from rlsd.pipeline import zarr_arrays
+from rlsd.pipeline.dicom import read_dicom
 from rlsd.pipeline.errors import InputError, about
 
 MAX_PIXELS = 100_000_000
@@ -26,6 +30,7 @@ _KINDS = (
     (b"II+\0", "TIFF"),
     (b"MM\0+", "TIFF"),
 )
+RAW = ("NPY", "ZARR")  # kinds that are bare arrays of numbers
 _DIRECT = (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.MINISWHITE, tifffile.PHOTOMETRIC.RGB)
 
 
@@ -42,8 +47,10 @@ def read_image(path: Path) -> Picture:
     kind = kind_of(path)
     notes: list[str] = []
     try:
-        if kind == "NPY":
-            array = read_npy(path)
+        if kind in RAW:
+            array = read_raw(path, kind)
+        elif kind == "DICOM":
+            array = read_dicom(path, notes, MAX_PIXELS)
         elif kind == "TIFF":
             array = _read_tiff(path, notes)
         else:
@@ -54,26 +61,43 @@ def read_image(path: Path) -> Picture:
 
 
 def kind_of(path: Path) -> str:
-    """NPY, PNG, JPEG or TIFF. InputError when the file cannot be read or is none of these."""
-    try:
-        if path.is_dir():
-            raise InputError(f"{path} is a folder; a file is wanted")
-        with open(path, "rb") as stream:
-            start = stream.read(8)
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    """NPY, ZARR, PNG, JPEG, TIFF or DICOM. InputError when the file cannot be read or is none of these."""
+    if zarr_arrays.split_element(path):
+        return "ZARR"
+    start = _start_of(path)
     if not start:
         raise InputError(f"{path} is empty")
     for magic, kind in _KINDS:
         if start.startswith(magic):
             return kind
-    raise InputError(f"{path} is not a PNG, JPEG, TIFF or NPY file")
+    if start[128:132] == b"DICM":
+        return "DICOM"
+    raise InputError(f"{path} is not a PNG, JPEG, TIFF, NPY or DICOM file")
+
+
+def _start_of(path: Path) -> bytes:
+    """The first bytes of a regular file; a pipe would never end. InputError."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            raise InputError(f"{path} is {'a folder' if stat.S_ISDIR(mode) else 'no regular file'}; a file is wanted")
+        return os.read(descriptor, 132)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    finally:
+        os.close(descriptor)
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
+    """Hexadecimal SHA-256 of a file, or of the bytes of an element of an array."""
+    if element := zarr_arrays.split_element(path):
+        return zarr_arrays.digest(zarr_arrays.read_element(*element, MAX_PIXELS))
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
         while block := stream.read(1 << 20):
@@ -88,9 +112,24 @@ def read_npy(path: Path) -> np.ndarray:
     except Exception as error:
         raise InputError(f"cannot be read as NPY ({_reason(error)})") from None
     check_pixels(array.size)
+    check_numbers(array)
+    return np.array(array)
+
+
+def read_raw(path: Path, kind: str) -> np.ndarray:
+    """The numbers of an NPY file or of an element of a zarr array. InputError."""
+    element = zarr_arrays.split_element(path) if kind == "ZARR" else None
+    if element is None:
+        return read_npy(path)
+    array = zarr_arrays.read_element(*element, MAX_PIXELS)
+    check_numbers(array)
+    return array
+
+
+def check_numbers(array: np.ndarray) -> None:
+    """InputError for an array that holds none of the numbers that images are made of."""
     if array.dtype.kind not in "fub" or array.dtype == np.uint32 or array.dtype == np.uint64:
         raise InputError(f"has numbers of type {array.dtype}; allowed are bool, uint8, uint16 and floating point")
-    return np.array(array)
 
 
 def check_pixels(count: int) -> None:

@@ -19,6 +19,9 @@ from rlsd.pipeline.settings import Settings
 from rlsd.pipeline.tasks import Task
 
 
+Read = tuple[np.ndarray, dict[str, np.ndarray], tuple[str, ...]]  # an image or measurement, parameters, notes
+
+
 @dataclass(frozen=True)
 class Source:
     """A file to work on. index addresses the item's random numbers; name is its folder in the output."""
@@ -133,27 +136,31 @@ def load_items(engine: Engine, plan: Plan) -> Iterator[Item]:
     """The plan's items one after another: files read, measurements simulated unless they were measured."""
     context = conditioning(engine, plan.settings)
     for source in plan.sources:
-        image, params, notes = read_source(engine, plan, source)
-        truth = None if plan.measured else image
-        y = image if plan.measured else simulate(engine, plan.task, image, params, plan.settings, source.index)
-        yield Item(
-            index=source.index,
-            name=source.name,
-            task=plan.task,
-            settings=plan.settings,
-            y=observed(y, params),
-            operator_params=params,
-            truth=truth,
-            context=context,
-            source=source.path,
-            digest=sha256(source.path),
-            notes=notes,
-        )
+        yield make_item(engine, plan, source, read_source(engine, plan, source), sha256(source.path), context)
 
 
-def read_source(
-    engine: Engine, plan: Plan, source: Source
-) -> tuple[np.ndarray, dict[str, np.ndarray], tuple[str, ...]]:
+def make_item(
+    engine: Engine, plan: Plan, source: Source, read: Read, digest: str, context: np.ndarray | None
+) -> Item:
+    """The item of what read_source found: the measurement simulated, unless it was measured."""
+    image, params, notes = read
+    y = image if plan.measured else simulate(engine, plan.task, image, params, plan.settings, source.index)
+    return Item(
+        index=source.index,
+        name=source.name,
+        task=plan.task,
+        settings=plan.settings,
+        y=observed(y, params),
+        operator_params=params,
+        truth=None if plan.measured else image,
+        context=context,
+        source=source.path,
+        digest=digest,
+        notes=notes,
+    )
+
+
+def read_source(engine: Engine, plan: Plan, source: Source) -> Read:
     """One source's image (or measurement), its operator's parameters, and notes. InputError."""
     frame, operator = frame_of(engine), engine.operators[plan.task.operator]
     given = {

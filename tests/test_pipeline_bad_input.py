@@ -21,7 +21,7 @@ BAD = {
     "bundle lacks it": (dict(task="hdr"), (), "task hdr needs the operator hdr, which this bundle lacks"),
     "missing file": (dict(source="no.png"), (), "no.png does not exist"),
     "folder as file": (dict(source="bundle"), (), "bundle is a folder; a file is wanted"),
-    "not an image": (dict(source="bundle/manifest.txt"), (), "is not a PNG, JPEG, TIFF or NPY file"),
+    "not an image": (dict(source="bundle/manifest.txt"), (), "is not a PNG, JPEG, TIFF, NPY or DICOM file"),
     "no particles": ({}, ("--particles", "0"), "particles is 0; allowed are 1 to 65536"),
     "negative noise": ({}, ("--sigma", "-0.1"), "sigma is -0.1; it must be 0 or more"),
     "one step": ({}, ("--steps", "1"), "steps is 1"),

@@ -126,7 +126,7 @@ def npy_bytes(array) -> bytes:
 
 BAD = {
     "empty.png": (b"", "is empty"),
-    "text.png": (b"hello, this is no image", "is not a PNG, JPEG, TIFF or NPY file"),
+    "text.png": (b"hello, this is no image", "is not a PNG, JPEG, TIFF, NPY or DICOM file"),
     "cut.png": (png_bytes()[:1000], "cannot be read as PNG"),
     "head.png": (png_bytes()[:20], "cannot be read as PNG"),
     "rot.png": (png_bytes()[:100] + bytes(200) + png_bytes()[300:], "cannot be read as PNG"),
