@@ -1,4 +1,4 @@
-"""The plots of the benchmarks' report: full steps over N, repulsion over N."""
+"""The plots of the benchmarks' report: full steps over N, repulsion over N, latency over load."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Line = dict[str, Any]
 
 
 def draw(machine: str, lines: Sequence[Line], out: Path) -> list[str]:
-    """PNG files in `out` for what the lines of one machine hold of sections A and D and of CPU steps; their names."""
+    """PNG files in `out` for what the lines of one machine hold of sections A and D, of CPU steps and serving; their names."""
     slug = re.sub(r"[^A-Za-z0-9]+", "-", machine).strip("-").lower()
     gpu = [line for line in lines if line["bench"] == "gpu" and "median" in line]
     steps: dict[str, list[Line]] = defaultdict(list)
@@ -33,7 +33,35 @@ def draw(machine: str, lines: Sequence[Line], out: Path) -> list[str]:
     for features, chosen in crowds.items():
         names.append(f"{slug}-repulsion-{features}.png")
         _plot(chosen, f"repulsion, {features} features", "ms", out / names[-1])
+    serving: dict[str, list[Line]] = defaultdict(list)
+    for line in lines:
+        if line["bench"].startswith("serve-") and "latency" in line:
+            serving[f"{line['bench']}-{line['mix']}"].append(line)
+    for case, chosen in serving.items():
+        names.append(f"{slug}-{case.lower().replace('=', '')}.png")
+        _latency(chosen, f"latency, jobs of {chosen[0]['mix']}", out / names[-1])
     return names
+
+
+def _latency(lines: Sequence[Line], title: str, path: Path) -> None:
+    """The medians over the seeds of p99, with the quartiles as a band, and of p50, for each way to serve."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    for method in dict.fromkeys(line["method"] for line in lines):
+        mine = sorted((line for line in lines if line["method"] == method), key=lambda line: line["load"])
+        loads = [100 * line["load"] for line in mine]
+        slow, usual = ([line["latency"][key] for line in mine] for key in ("p99", "p50"))
+        (curve,) = axes.plot(loads, [each["median"] for each in slow], marker="o", label=f"{method}: p99")
+        axes.fill_between(
+            loads, [each["q1"] for each in slow], [each["q3"] for each in slow], alpha=0.2, color=curve.get_color()
+        )
+        axes.plot(loads, [each["median"] for each in usual], ":", color=curve.get_color(), label=f"{method}: p50")
+    axes.set(title=title, xlabel="load, % of the packed way's capacity", ylabel="seconds", yscale="log")
+    axes.grid(True, which="both", alpha=0.3)
+    axes.legend()
+    figure.savefig(path, metadata={"Software": None})
 
 
 def _plot(lines: Sequence[Line], title: str, unit: str, path: Path) -> None:

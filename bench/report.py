@@ -10,12 +10,14 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rlsd.bench import plots
 from rlsd.bench.measure import RESULTS
+from rlsd.bench.serve_report import served
+from rlsd.bench.tables import by, number, share, table, target_table
 
 Line = dict[str, Any]
 TITLES = {
@@ -65,11 +67,11 @@ def read(folder: Path) -> list[Line]:
         raise ValueError(f"{folder} is not a folder")
     lines = []
     for path in sorted(folder.glob("*.jsonl")):
-        for number, row in enumerate(path.read_text().splitlines(), 1):
+        for place, row in enumerate(path.read_text().splitlines(), 1):
             try:
                 lines.append(json.loads(row))
             except ValueError as error:
-                raise ValueError(f"{path}, line {number}, is not JSON: {error}") from error
+                raise ValueError(f"{path}, line {place}, is not JSON: {error}") from error
     # lines of the kernels' benchmark had no name at first
     return [{"bench": "kernels-cuda" if "roofline_ms" in line else "other", **line} for line in lines]
 
@@ -104,30 +106,6 @@ def _identity(line: Line) -> tuple[Any, ...]:
             json.dumps(line.get("params")), beside)  # fmt: skip
 
 
-def by(lines: Iterable[Line], key: Any) -> Iterator[tuple[str, list[Line]]]:
-    """The lines in groups, each in the order in which its first line stands."""
-    groups: dict[str, list[Line]] = {}
-    for line in lines:
-        groups.setdefault(key(line), []).append(line)
-    yield from groups.items()
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
-    """A Markdown table, and an empty line."""
-    cells = [[str(cell).replace("|", "/") for cell in row] for row in rows]
-    return [f"| {' | '.join(row)} |" for row in (list(head), ["---"] * len(head), *cells)] + [""]
-
-
-def number(value: Any) -> str:
-    """Four digits."""
-    return "" if value is None else f"{value:.4g}" if isinstance(value, (int, float)) else str(value)
-
-
-def share(value: float | None) -> str:
-    """Percent."""
-    return "" if value is None else f"{value:.1%}"
-
-
 def stamp(lines: Sequence[Line]) -> str:
     """Commit and time of the newest line."""
     last = max(lines, key=_time)
@@ -146,10 +124,8 @@ def _gpu(_: str, lines: list[Line]) -> list[str]:
         f"{peaks['matrix_flops'] / 1e12:.4g} TFLOP/s, {peaks['copy_bytes'] / 1e9:.4g} GB/s.",
         "",
     ]
-    judged = [(target, line) for line in lines for target in line.get("targets", [])]
-    if judged:
-        rows = [(t["name"], t["wanted"], number(t["value"]), t["verdict"]) for t, _ in judged]
-        text += ["### Targets", "", *table(("target", "wanted", "measured", "verdict"), rows)]
+    if judged := target_table(lines):
+        text += ["### Targets", "", *judged]
     for section, chosen in by(lines, lambda line: line["section"]):
         text += [f"### {TITLES.get(section, section)}", "", *_section(chosen)]
     return text
@@ -220,7 +196,14 @@ def _other(bench: str, lines: list[Line]) -> list[str]:
     return [f"{len(lines)} lines of {bench} ({stamp(lines).lower()}) have no table.", ""]
 
 
-SECTIONS = {"gpu": _gpu, "engine-cpu": _engine_cpu, "kernels-cpu": _kernels_cpu, "kernels-cuda": _kernels_cuda}
+def _serve(bench: str, lines: list[Line]) -> list[str]:
+    return [f"### Jobs that arrive at random ({bench})", "", stamp(lines) + ".", "", *served(lines)]
+
+
+SECTIONS = {
+    "gpu": _gpu, "engine-cpu": _engine_cpu, "kernels-cpu": _kernels_cpu, "kernels-cuda": _kernels_cuda,
+    "serve-cpu": _serve, "serve-gpu": _serve,
+}  # fmt: skip
 
 
 if __name__ == "__main__":

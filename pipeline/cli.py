@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
 
 from rlsd.engine import RlsdError, Status
-from rlsd.pipeline import commands
+from rlsd.pipeline import bench_commands, commands
 from rlsd.pipeline.errors import InputError
 from rlsd.pipeline.machine import engine_version
 
@@ -46,11 +46,20 @@ def _options(
     pass
 
 
+def _paragraphs(command: Callable[..., object]) -> str:
+    """The paragraphs of its docstring, each on one line: typer would keep their line breaks."""
+    return "\n\n".join(" ".join(part.split()) for part in (command.__doc__ or "").split("\n\n"))
+
+
 for command in (
-    commands.reconstruct, commands.demo, commands.tasks, commands.info, commands.tune, commands.export, commands.bench,
+    commands.reconstruct, commands.demo, commands.tasks, commands.info, commands.tune, commands.export,
 ):  # fmt: skip
-    # the paragraphs of a docstring, each on one line: typer would keep their line breaks
-    app.command(help="\n\n".join(" ".join(part.split()) for part in (command.__doc__ or "").split("\n\n")))(command)
+    app.command(help=_paragraphs(command))(command)
+
+benchmarks = typer.Typer(rich_markup_mode="rich", context_settings=app.info.context_settings)
+benchmarks.callback(invoke_without_command=True, help=_paragraphs(bench_commands.bench))(bench_commands.bench)
+benchmarks.command(help=_paragraphs(bench_commands.serve))(bench_commands.serve)
+app.add_typer(benchmarks, name="bench")
 
 
 def main() -> None:

@@ -240,37 +240,6 @@ def export(
     typer.echo(f"Bundle written to {path}")
 
 
-def bench(
-    report: Annotated[
-        bool, typer.Option("--report", metavar="", help="Measure nothing: tables and plots of what was measured.")
-    ] = False,
-    results: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of JSON lines; default: the benchmarks' own.")
-    ] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="For --report: where report.md and its plots go.")] = Path(
-        "bench-report"
-    ),
-) -> None:
-    """Full steps per second on this machine's CPU against PyTorch, or a report of all results.
-
-    On a GPU: bench/gpu_check.sh. Needs torch to measure, matplotlib to report.
-    """
-    try:
-        if not report:
-            from rlsd.bench import engine as full_steps
-
-            full_steps.main([])
-            return
-        from rlsd.bench import report as tables
-
-        path = tables.write(results or tables.RESULTS, out)
-    except ModuleNotFoundError as error:
-        raise InputError(f"bench needs {error.name}, which is not installed") from None
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    typer.echo(f"Report written to {path}")
-
-
 def _whole_numbers(field: str, given: str) -> list[int]:
     try:
         return [int(word) for word in given.split(",")]
