@@ -58,3 +58,17 @@ def tensor_structs(arrays: Mapping[str, Any]) -> tuple[c.Array, list[HostArray |
         for name, a in zip(arrays, keep)
     ]
     return (native.TensorStruct * max(len(structs), 1))(*structs), keep
+
+
+@dataclass(frozen=True)
+class DeviceRows:
+    """Memory of a GPU, as torch.as_tensor and CuPy take it."""
+
+    __cuda_array_interface__: dict[str, Any]
+
+
+def gathered_rows(address: int, shape: tuple[int, int], on_gpu: bool) -> Any:
+    """The core's float32 array at this address, valid during its callback: of NumPy, or of the GPU."""
+    if on_gpu:
+        return DeviceRows({"shape": shape, "typestr": "<f4", "data": (address, False), "strides": None, "version": 3})
+    return np.frombuffer((c.c_float * (shape[0] * shape[1])).from_address(address), np.float32).reshape(shape)

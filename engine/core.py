@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes as c
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,102 +14,12 @@ from typing import Any
 import numpy as np
 
 from rlsd.engine import native
-from rlsd.engine.arrays import filled_array, given_array, tensor_structs
+from rlsd.engine.arrays import filled_array, gathered_rows, given_array, tensor_structs
 from rlsd.engine.dlpack import DeviceArray
 from rlsd.engine.files import read_manifest, read_verified
+from rlsd.engine.jobs import Gather, Handle, Job, OperatorInfo, Progress, Result
 from rlsd.engine.native import RlsdError, Status, check, library
-from rlsd.engine.params import REPULSIONS, VARIANTS, Params
-
-
-@dataclass(frozen=True)
-class OperatorInfo:
-    """A forward operator of a bundle: shape of an item's measurement y, and of each of its parameters."""
-
-    measurement_shape: tuple[int, ...]
-    params: dict[str, tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One measurement to reconstruct.
-
-    Arrays may lie in the memory of the engine's GPU: anything with `__dlpack__`, float32 and contiguous.
-    y: the measurement, in the operator's measurement shape. operator: its name in the bundle. operator_params: this
-    item's parameters by name (a mask, a blur kernel). particles: N. The random numbers depend on seed, item, particle
-    and step alone. context: conditioning [L, C], None for the null context. trace: whether the result has one.
-    """
-
-    y: np.ndarray
-    operator: str
-    operator_params: Mapping[str, np.ndarray] = field(default_factory=dict)
-    particles: int = 4
-    seed: int = 0
-    item: int = 0
-    context: np.ndarray | None = None
-    params: Params = Params()  # noqa: RUF009 (frozen: one for all is fine)
-    trace: bool = False
-
-
-@dataclass(frozen=True)
-class Result:
-    """particles: [N, C, H, W] float32, nominally in [-1, 1]. latents: [N, ...]. seconds: from first to last tick.
-
-    Both are NumPy arrays, or those that were given to `submit` to be filled. trace: [K - 1, N, 2] for a job that asked:
-    for each step and particle the data loss, and the bandwidth of the repulsion (NaN without); see rlsd.h.
-    """
-
-    particles: Any
-    latents: Any
-    seconds: float
-    trace: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What the engine has done in this run and what is left; see rlsd_progress in rlsd.h."""
-
-    jobs_queued: int
-    jobs_active: int
-    jobs_done: int
-    particle_steps: int
-    particle_steps_left: int
-    seconds: float
-
-
-class Handle:
-    """A submitted job. `result()` once it is done; `release()` drops it at once."""
-
-    def __init__(self, pointer: c.c_void_p, particles: Any, latents: Any, trace: np.ndarray | None):
-        self._pointer, self._particles, self._latents, self._trace = pointer, particles, latents, trace
-
-    def __del__(self) -> None:
-        self.release()
-
-    def release(self) -> None:
-        """Frees the job; one that is not done is dropped."""
-        if self._pointer:
-            library().rlsd_job_release(self._pointer)
-            self._pointer = c.c_void_p()
-
-    @property
-    def done(self) -> bool:
-        """Whether it has ended, well or not."""
-        return not self._pointer or self.info().state == 3
-
-    def info(self) -> native.JobInfoStruct:
-        """state, status, step, steps, seconds, message."""
-        info = native.JobInfoStruct(size=c.sizeof(native.JobInfoStruct))
-        check(library().rlsd_job_query(self._pointer, info))
-        return info
-
-    def result(self) -> Result:
-        """Its particles; RlsdError when it failed, RuntimeError when it is not done."""
-        info = self.info()
-        if info.state != 3:
-            raise RuntimeError("the job is not done: run the engine first")
-        if info.status:
-            raise RlsdError(Status(info.status), info.message.decode(errors="replace"))
-        return Result(self._particles, self._latents, info.seconds, self._trace)
+from rlsd.engine.params import REPULSIONS, VARIANTS
 
 
 class Engine:
@@ -288,18 +199,26 @@ class Engine:
         trace = np.zeros((p.steps - 1, max(n, 0), 2), np.float32) if job.trace else None
         if trace is not None:
             request.out_trace, request.out_trace_count = trace.ctypes.data, trace.size
+        request.first_particle, request.all_particles = job.first_particle, job.all_particles
+        if job.gather is not None:
+            request.gather = native.GATHER(partial(self._on_gather, job.gather))
+        if job.snapshot is not None:
+            request.snapshot, request.snapshot_size = job.snapshot, len(job.snapshot)
         pointer = c.c_void_p()
         check(library().rlsd_submit(self._pointer, params, request, pointer))
-        handle = Handle(pointer, particles.source, latents.source, trace)
+        handle = Handle(pointer, particles.source, latents.source, trace, request.gather)
         self._undone.append(handle)
         return handle
 
     def tick(self) -> int:
         """One step of every particle in flight; returns the number of jobs that are not done."""
         left = c.c_int64()
+        self._raised = None
         status = library().rlsd_tick(self._pointer, left)
         if left.value < len(self._undone):
             self._undone = [handle for handle in self._undone if not handle.done]
+        if self._raised is not None:
+            raise self._raised
         check(status)
         return left.value
 
@@ -376,6 +295,14 @@ class Engine:
             values = pointer.contents
             assert self._progress is not None
             return int(bool(self._progress(Progress(**{f.name: getattr(values, f.name) for f in fields(Progress)}))))
+        except BaseException as error:
+            self._raised = error
+            return 1
+
+    def _on_gather(self, gather: Gather, _user: int, rows: int, first: int, count: int, total: int, dim: int) -> int:
+        try:
+            gather(gathered_rows(rows, (total, dim), self.on_gpu), first, count)
+            return 0
         except BaseException as error:
             self._raised = error
             return 1

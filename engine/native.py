@@ -52,6 +52,7 @@ class ProgressStruct(c.Structure):
 
 PROGRESS = c.CFUNCTYPE(c.c_int, c.c_void_p, c.POINTER(ProgressStruct))
 LOG = c.CFUNCTYPE(None, c.c_void_p, c.c_int, c.c_char_p)
+GATHER = c.CFUNCTYPE(c.c_int, c.c_void_p, c.c_void_p, c.c_int64, c.c_int64, c.c_int64, c.c_int64)
 
 
 class OptionsStruct(c.Structure):
@@ -109,6 +110,12 @@ class RequestStruct(c.Structure):
         ("out_latents_count", c.c_size_t),
         ("out_trace", c.c_void_p),
         ("out_trace_count", c.c_size_t),
+        ("first_particle", c.c_int32),
+        ("all_particles", c.c_int32),
+        ("gather", GATHER),
+        ("gather_user", c.c_void_p),
+        ("snapshot", c.c_char_p),
+        ("snapshot_size", c.c_size_t),
     ]
 
 
@@ -197,6 +204,7 @@ def library() -> c.CDLL:
         ("rlsd_run", c.c_int, [handle]),
         ("rlsd_cancel", None, [handle]),
         ("rlsd_job_query", c.c_int, [handle, c.POINTER(JobInfoStruct)]),
+        ("rlsd_job_snapshot", c.c_int, [handle, real, size, c.POINTER(size)]),
         ("rlsd_job_release", None, [handle]),
         (
             "rlsd_evaluate",

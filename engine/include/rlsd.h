@@ -162,6 +162,17 @@ typedef struct rlsd_tensor {
     int32_t dtype;   /* rlsd_dtype                                         */
 } rlsd_tensor;
 
+/* Called in each step of a job whose particles repel others that are not this engine's: one
+ * measurement, its particles spread over several processes. rows [total, dim] is where
+ * the particles see each other (features or latents), first .. first + count - 1 filled
+ * in; the callee fills in all others, as MPI_Allgatherv does in place. Every process has to
+ * submit the same such jobs in the same order. On a GPU rows lies in its memory, is free to
+ * be used by any stream, and has to be complete on return; dim includes padding. Called on
+ * the thread of rlsd_tick; must not call into the same engine. Non-zero ends the job with
+ * RLSD_RUNTIME_ERROR. */
+typedef int (*rlsd_gather_fn)(void *user, float *rows, int64_t first, int64_t count,
+                              int64_t total, int64_t dim);
+
 /* What to reconstruct. */
 typedef struct rlsd_request {
     size_t size;
@@ -181,6 +192,12 @@ typedef struct rlsd_request {
     size_t out_latents_count;
     float *out_trace;          /* [K - 1, N, 2], memory of the host: see below; or NULL */
     size_t out_trace_count;
+    int32_t first_particle;    /* the job's are particles first_particle and on: random  */
+    int32_t all_particles;     /*   numbers as theirs; of so many in all, 0: of N alone  */
+    rlsd_gather_fn gather;     /* needed where all_particles > N; else NULL              */
+    void *gather_user;         /* handed to it                                           */
+    const void *snapshot;      /* of rlsd_job_snapshot: go on from there; or NULL        */
+    size_t snapshot_size;
 } rlsd_request;
 
 /* The trace says how a job went. For step k and particle i it has the data loss
@@ -223,6 +240,16 @@ typedef struct rlsd_job_info {
 
 /* info->size must be set (sizeof *info). */
 RLSD_API rlsd_status rlsd_job_query(const rlsd_job *job, rlsd_job_info *info);
+
+/* Writes what it takes to go on with a job that is not done, in another process or after a
+ * crash: submitted with that snapshot and else the same request and params, it ends with
+ * the same bytes as if it had never been interrupted. Between ticks; the job goes on. *size
+ * receives the snapshot's bytes. out NULL: only that. A capacity that is too small is
+ * RLSD_INVALID_ARGUMENT. A snapshot carries checksums: of itself, and of bundle, request
+ * and params; rlsd_submit refuses one that does not fit. No secrets, no code; its format
+ * belongs to this version of the library. */
+RLSD_API rlsd_status rlsd_job_snapshot(const rlsd_job *job, void *out, size_t capacity,
+                                       size_t *size);
 
 /* Frees the handle; a job that is not done is dropped and its outputs are zeroed. NULL
  * is fine. */

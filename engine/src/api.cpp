@@ -4,6 +4,7 @@
 #include "error.h"
 #include "philox.h"
 #include "repulsion.h"
+#include "snapshot.h"
 
 #include <cstring>
 #include <new>
@@ -14,6 +15,7 @@ struct rlsd_engine {
 
 struct rlsd_job {
     std::shared_ptr<rlsd::Job> core;
+    rlsd_engine *engine;  // valid while the job is not done
 };
 
 namespace {
@@ -135,7 +137,22 @@ rlsd_status rlsd_submit(rlsd_engine *engine, const rlsd_params *params, const rl
         auto job = std::make_unique<rlsd_job>();
         job->core = engine->core.submit(taken(params, default_params(), "params"),
                                         taken(request, empty<rlsd_request>(), "request"));
+        job->engine = engine;
         *out = job.release();
+    });
+}
+
+rlsd_status rlsd_job_snapshot(const rlsd_job *job, void *out, size_t capacity, size_t *size) {
+    if (size != nullptr) *size = 0;
+    return guarded([&] {
+        require(job != nullptr, "job is NULL");
+        require(size != nullptr, "size is NULL");
+        require(!job->core->done(), "the job is done: there is nothing to go on with");
+        const std::size_t wanted = rlsd::snapshot_size(*job->core);
+        *size = wanted;
+        if (out == nullptr) return;
+        require(capacity >= wanted, "capacity is ", capacity, ", ", wanted, " bytes are needed");
+        std::memcpy(out, job->engine->core.snapshot(*job->core).data(), wanted);
     });
 }
 

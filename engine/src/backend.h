@@ -35,6 +35,9 @@ class Backend {
     // Forgets all particles; the next tick follows a `pack`.
     virtual void drop() = 0;
 
+    // Copies an active job's state into its z and x, where the backend keeps it elsewhere.
+    virtual void fetch(Job &) {}
+
     // Called when a graph is about to be needed for the first time, so that errors show early.
     virtual void prepare(const OperatorInfo &op) = 0;
 

@@ -162,8 +162,7 @@ void Batch::predict() {
         const Job &job = *lanes_[i].job;
         if (!job.stepping()) continue;
         float *noise = lane(noise_, i, latent_);
-        normal(job.seed, job.item, static_cast<std::uint32_t>(lanes_[i].particle), static_cast<std::uint32_t>(job.step),
-               noise, latent_);
+        normal(job.seed, job.item, job.address(lanes_[i].particle), static_cast<std::uint32_t>(job.step), noise, latent_);
         combine(job.now.signal, lane(z_, i, latent_), job.now.noise, noise, lane(z_t_, i, latent_), latent_);
         t_[i] = job.now.t;
         ++times.denoiser_runs;
@@ -196,7 +195,7 @@ void Batch::see() {
         const auto size = static_cast<std::size_t>(job.repulsion_dim);
         const float *phi = lane(tensors_.find("phi"), i, size);
         if (!finite(phi, size)) job.mark_broken(lanes_[i].particle);
-        std::memcpy(&job.phi[static_cast<std::size_t>(lanes_[i].particle) * size], phi, size * sizeof(float));
+        std::memcpy(&job.phi[static_cast<std::size_t>(job.offset() + lanes_[i].particle) * size], phi, size * sizeof(float));
     }
 }
 

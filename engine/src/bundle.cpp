@@ -28,6 +28,11 @@ struct Descriptor {
 
 }  // namespace
 
+std::uint64_t machine_memory() {
+    const long pages = sysconf(_SC_PHYS_PAGES), each = sysconf(_SC_PAGESIZE);
+    return pages > 0 && each > 0 ? static_cast<std::uint64_t>(pages) * static_cast<std::uint64_t>(each) : UINT64_MAX;
+}
+
 Bytes read_file(const std::string &folder, const std::string &name, std::uint64_t limit) {
     const Descriptor file{open((folder + "/" + name).c_str(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK)};
     struct stat facts {};
@@ -35,6 +40,7 @@ Bytes read_file(const std::string &folder, const std::string &name, std::uint64_
     if (fstat(file.number, &facts) != 0 || !S_ISREG(facts.st_mode)) bad(name, "is not a regular file");
     const auto size = static_cast<std::uint64_t>(facts.st_size);
     if (size > limit) bad(name, text("has ", size, " bytes, at most ", limit, " are allowed"));
+    if (size > machine_memory()) bad(name, text("has ", size, " bytes, more than the memory of this machine"));
     Bytes bytes(size);
     std::size_t at = 0;
     while (at < size) {
@@ -142,7 +148,7 @@ const ort::Session &Bundle::session(const std::string &graph, std::int64_t batch
         check_contract(manifest_, graph, batch, *fresh);
         made = std::move(fresh);
     } catch (const ort::OrtError &error) {
-        throw Error(RLSD_BAD_BUNDLE, text("bundle file ", file, ": ONNX Runtime refuses it: ", error.what()));
+        throw Error(RLSD_BAD_BUNDLE, one_line(text("bundle file ", file, ": ONNX Runtime refuses it: ", error.what())));
     }
     return *made;
 }

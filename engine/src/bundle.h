@@ -18,6 +18,9 @@ using Bytes = std::vector<std::byte>;
 // Reads a regular file of at most `limit` bytes; never through a symbolic link. Throws Error(RLSD_BAD_BUNDLE).
 Bytes read_file(const std::string &folder, const std::string &name, std::uint64_t limit);
 
+// Bytes; what needs more would have the system end the process.
+std::uint64_t machine_memory();
+
 class Bundle {
   public:
     Bundle(const std::string &folder, std::shared_ptr<const ort::Runtime> runtime);

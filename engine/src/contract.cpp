@@ -65,10 +65,10 @@ void check_contract(const Manifest &manifest, const std::string &graph, std::int
         for (const auto &tensor : found) {
             const auto it = known.find(tensor.name);
             if (it != known.end()) check_one(manifest, graph, batch, tensor, it->second);
-            else if (!more) throw Error(RLSD_BAD_BUNDLE, text("graph '", graph, "': '", tensor.name, "' is not known"));
+            else if (!more) throw Error(RLSD_BAD_BUNDLE, text("graph '", graph, "': '", one_line(tensor.name), "' is not known"));
             else if ((tensor.type != ort::Type::float32 && !(tensor.type == ort::Type::float16 && in_halves(manifest, graph))) ||
                      tensor.count() == 0)
-                throw Error(RLSD_BAD_BUNDLE, text("graph '", graph, "': '", tensor.name, "' must be ",
+                throw Error(RLSD_BAD_BUNDLE, text("graph '", graph, "': '", one_line(tensor.name), "' must be ",
                                                   in_halves(manifest, graph) ? "float16 or " : "", "float32 of fixed shape"));
         }
     };

@@ -50,14 +50,14 @@ void DeviceRepulsion::seat(const std::vector<Job *> &jobs) {
     for (const Size &size : sizes) {
         std::vector<Job *> alike;
         for (Job *job : jobs)
-            if (job->particles > least && job->particles <= size.n) alike.push_back(job);
-        for (Job *job : alike) first_row_[job] = small_int(rows), rows += job->particles;
+            if (job->crowd_size() > least && job->crowd_size() <= size.n) alike.push_back(job);
+        for (Job *job : alike) first_row_[job] = small_int(rows), rows += job->crowd_size();
         if (!alike.empty()) groups_.push_back(make_group(&size, std::move(alike)));
         least = size.n;
     }
     for (Job *job : jobs) {
-        if (job->particles <= least) continue;
-        first_row_[job] = small_int(rows), rows += job->particles;
+        if (job->crowd_size() <= least) continue;
+        first_row_[job] = small_int(rows), rows += job->crowd_size();
         groups_.push_back(make_group(nullptr, {job}));
     }
     if (rows == 0) return;
@@ -73,7 +73,7 @@ void DeviceRepulsion::seat(const std::vector<Job *> &jobs) {
 
 std::int32_t DeviceRepulsion::row(const Job &job, std::int64_t particle) const {
     const auto found = first_row_.find(&job);
-    return found == first_row_.end() ? -1 : found->second + small_int(particle);
+    return found == first_row_.end() ? -1 : found->second + small_int(job.offset() + particle);
 }
 
 DeviceRepulsion::Group DeviceRepulsion::make_group(const Size *size, std::vector<Job *> jobs) {
@@ -86,9 +86,9 @@ DeviceRepulsion::Group DeviceRepulsion::make_group(const Size *size, std::vector
         offsets.push_back(first_row_.at(job));
         seeds.push_back(static_cast<std::int64_t>(job->seed));
         items.push_back(job->item);
-        group.largest = std::max<std::int64_t>(group.largest, job->particles);
+        group.largest = std::max<std::int64_t>(group.largest, job->crowd_size());
     }
-    offsets.push_back(offsets.back() + group.jobs.back()->particles);
+    offsets.push_back(offsets.back() + group.jobs.back()->crowd_size());
     const auto given = [this](const auto &values) {
         cuda::Buffer buffer(device_, values.size() * sizeof values[0]);
         device_.upload(buffer.at(), values.data(), buffer.bytes());

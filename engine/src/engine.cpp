@@ -3,6 +3,7 @@
 #include "error.h"
 #include "gpu.h"
 #include "host.h"
+#include "snapshot.h"
 
 #include <algorithm>
 #include <charconv>
@@ -63,6 +64,14 @@ std::shared_ptr<Job> Engine::submit(const rlsd_params &params, const rlsd_reques
     return job;
 }
 
+Bytes Engine::snapshot(Job &job) {
+    const bool fetched = job.state == RLSD_ACTIVE && !job.drawn();
+    if (fetched) backend_->fetch(job);
+    Bytes bytes = snapshot_of(job);
+    if (fetched) job.z = job.x = {};
+    return bytes;
+}
+
 std::int64_t Engine::left() const { return static_cast<std::int64_t>(queue_.size() + active_.size()); }
 
 // Jobs start in the order of their submission, as many as may be in flight together.
@@ -117,7 +126,7 @@ void Engine::conclude() {
     }
     for (const auto &job : active_) {
         if (job->broken >= 0)
-            job->fail(RLSD_NON_FINITE, text("item ", job->item, ", particle ", job->broken.load(), ": the state became ",
+            job->fail(RLSD_NON_FINITE, text("item ", job->item, ", particle ", job->address(job->broken), ": the state became ",
                                             "NaN or infinite at step ", job->step, " of ", job->steps()));
         if (!job->done()) {
             if (job->again) {

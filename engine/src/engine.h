@@ -15,6 +15,7 @@ class Engine {
     std::shared_ptr<Job> submit(const rlsd_params &params, const rlsd_request &request);
     void tick();  // throws Error for the first job that failed, or RLSD_CANCELLED
     void run();
+    Bytes snapshot(Job &job);  // between ticks
     void cancel() noexcept { cancelled_ = true; }
     std::int64_t left() const;
     void evaluate(const std::string &graph, std::int64_t count, std::span<const rlsd_tensor> inputs,

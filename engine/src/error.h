@@ -21,6 +21,15 @@ template <class... Parts> std::string text(const Parts &...parts) {
     return out.str();
 }
 
+// What a file or a library said, on one line: printable ASCII, not too much of it.
+inline std::string one_line(std::string said) {
+    constexpr std::size_t most = 400;
+    if (said.size() > most) said.replace(most, std::string::npos, "...");
+    for (char &c : said)
+        if (c < ' ' || c > '~') c = c == '\n' ? ' ' : '?';
+    return said;
+}
+
 // Throws INVALID_ARGUMENT unless `allowed`.
 template <class... Parts> void require(bool allowed, const Parts &...parts) {
     if (!allowed) throw Error(RLSD_INVALID_ARGUMENT, text(parts...));

@@ -154,6 +154,7 @@ void Gpu::tick(const Jobs &active) {
             if (job->repelled() && !job->in_features())
                 device_.copy(near_->features() + floats(near_->row(*job, 0) * near_->stride()),
                              state_.z.at(floats(guests_.at(job.get()).slot * latent_)), floats(job->particles * latent_));
+        gather(active);
         near_->enqueue();
         if (seen_) seen_->enqueue();
         clock_.mark(&Times::repulsion);
@@ -173,6 +174,17 @@ void Gpu::tick(const Jobs &active) {
         fail_all(active, error);
     } catch (const ort::OrtError &error) {
         fail_all(active, Error(is_out_of_memory(error) ? RLSD_OUT_OF_MEMORY : RLSD_RUNTIME_ERROR, error.what()));
+    }
+}
+
+// The particles of other processes, into the rows beside the job's own.
+void Gpu::gather(const Jobs &active) {
+    for (const auto &job : active) {
+        if (job->gather == nullptr || !job->repelled() || cancelled_) continue;
+        const DeviceRepulsion &space = job->in_features() ? *seen_ : *near_;
+        device_.wait();
+        job->gather_rows(reinterpret_cast<float *>(space.features() + floats(space.row(*job, -job->offset()) * space.stride())),
+                         space.stride());
     }
 }
 
@@ -243,17 +255,17 @@ void Gpu::look_at_flags() {
     for (const auto &[job, particle] : spoilt) {
         Guest &guest = guests_.at(job);
         if (job->done()) continue;
-        if (++guest.redone > redone_at_most) {
+        if (job->gather != nullptr || ++guest.redone > redone_at_most) {  // the other processes would go on
             job->mark_broken(particle);
             continue;
         }
-        guest.loss_scale *= lower;
+        job->loss_scale *= lower;
         restore(guest, job->particles);
         job->again = true;
         redone_ += job->particles;
         for (Seated &s : seated_)
-            for (DeviceLane &lane : s.chunk->lanes)
-                if (lane.job == job) lane.loss_scale = guest.loss_scale, s.seat->forget();
+            for (const DeviceLane &lane : s.chunk->lanes)
+                if (lane.job == job) s.seat->forget();
     }
 }
 

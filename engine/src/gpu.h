@@ -39,6 +39,7 @@ class Gpu : public Backend {
     void pack(const Jobs &active) override;
     void tick(const Jobs &active) override;
     void drop() override;
+    void fetch(Job &job) override;
     void prepare(const OperatorInfo &op) override;
     void evaluate(const std::string &graph, std::int64_t count, std::span<const rlsd_tensor> inputs,
                   std::span<const rlsd_tensor> outputs) override;
@@ -50,7 +51,6 @@ class Gpu : public Backend {
         std::shared_ptr<Job> job;  // so that no other comes to lie at its address
         std::int32_t slot;      // its particles' rows of the state begin here
         DeviceInputs inputs;
-        double loss_scale = 0;  // lowered when a half overflowed
         int redone = 0;
     };
     struct Seated {
@@ -64,6 +64,8 @@ class Gpu : public Backend {
     void settle(const Jobs &active);
     void grow(std::int64_t slots);
     void draw(Job &job, const Guest &guest);
+    void upload(Job &job, const Guest &guest);
+    void gather(const Jobs &active);
     DeviceInputs inputs_of(const Job &job);
     std::vector<cuda::Buffer> context_of(const std::vector<float> &context);
     bool seat_all(const Jobs &active);

@@ -41,9 +41,11 @@ void Gpu::settle(const Jobs &active) {
             slot = first + particles;
         }
         if (slot + job->particles > slots_) grow(slot + job->particles);
-        Guest guest{job, static_cast<std::int32_t>(slot), inputs_of(*job), bundle_.manifest().cotangent_scales.at("decoder"), 0};
+        if (job->loss_scale == 0) job->loss_scale = bundle_.manifest().cotangent_scales.at("decoder");
+        Guest guest{job, static_cast<std::int32_t>(slot), inputs_of(*job), 0};
         taken[guest.slot] = job->particles;
-        draw(*job, guests_.emplace(job.get(), std::move(guest)).first->second);
+        const Guest &seated = guests_.emplace(job.get(), std::move(guest)).first->second;
+        job->drawn() ? upload(*job, seated) : draw(*job, seated);
     }
 }
 
@@ -68,7 +70,7 @@ void Gpu::draw(Job &job, const Guest &guest) {
     const cuda::Buffer words(device_, particles * sizeof(LaneWords));
     for (std::int32_t i = 0; i < job.particles; ++i) {
         LaneReals unused;
-        fill_lane({&job, i}, {guest.slot + i, -1, -1}, guest.loss_scale, table.as<LaneWords>()[i], unused);
+        fill_lane({&job, i}, {guest.slot + i, -1, -1}, table.as<LaneWords>()[i], unused);
     }
     device_.upload(words.at(), table.as<LaneWords>(), words.bytes());
     const cuda::Kernel &kernel = kernels_.get("start");
@@ -80,6 +82,29 @@ void Gpu::draw(Job &job, const Guest &guest) {
     fill(state_.z, state_.m_z, state_.v_z, stream_initial_z, latent_);
     if (job.augmented()) fill(state_.x, state_.m_x, state_.v_x, stream_initial_x, image_);
     device_.wait();  // before the table goes
+}
+
+// The state that a job brought from a snapshot.
+void Gpu::upload(Job &job, const Guest &guest) {
+    const auto put = [&](const cuda::Buffer &to, const std::vector<float> &from, std::int64_t each) {
+        if (!from.empty()) device_.upload(to.at(floats(guest.slot * each)), from.data(), from.size() * sizeof(float));
+    };
+    put(state_.z, job.z.value, latent_), put(state_.m_z, job.z.m, latent_), put(state_.v_z, job.z.v, latent_);
+    put(state_.x, job.x.value, image_), put(state_.m_x, job.x.m, image_), put(state_.v_x, job.x.v, image_);
+    device_.wait();  // before the values go
+    job.z = job.x = {};
+}
+
+void Gpu::fetch(Job &job) {
+    job.allocate();
+    const std::int64_t slot = guests_.at(&job).slot;
+    device_.enter();
+    const auto get = [&](std::vector<float> &to, const cuda::Buffer &from, std::int64_t each) {
+        if (!to.empty()) device_.download(to.data(), from.at(floats(slot * each)), to.size() * sizeof(float));
+    };
+    get(job.z.value, state_.z, latent_), get(job.z.m, state_.m_z, latent_), get(job.z.v, state_.v_z, latent_);
+    get(job.x.value, state_.x, image_), get(job.x.m, state_.m_x, image_), get(job.x.v, state_.v_x, image_);
+    device_.wait();
 }
 
 DeviceInputs Gpu::inputs_of(const Job &job) {
@@ -153,7 +178,7 @@ bool Gpu::seat_all(const Jobs &active) {
     for (Seat &seat : seats_) seat.leave();
     std::vector<Job *> far, close;
     for (const auto &job : active)
-        if (job->params.gamma > 0 && job->particles > 1) (job->in_features() ? far : close).push_back(job.get());
+        if (job->params.gamma > 0 && job->crowd_size() > 1) (job->in_features() ? far : close).push_back(job.get());
     near_->seat(close);
     if (seen_) seen_->seat(far);
     try {
@@ -185,9 +210,9 @@ void Gpu::seat_operator(const OperatorInfo &op, const std::vector<Lane> &lanes) 
             const Guest &guest = guests_.at(next->job);
             const Places places{guest.slot + static_cast<std::int32_t>(next->particle), near_->row(*next->job, next->particle),
                                 seen_ ? seen_->row(*next->job, next->particle) : -1};
-            chunk->lanes.push_back({*next, places, guest.loss_scale, &guest.inputs});
+            chunk->lanes.push_back({*next, places, &guest.inputs});
         }
-        const bool waits = chunk->any([](const Job &job) { return job.params.gamma > 0 && job.particles > 1; });
+        const bool waits = chunk->any([](const Job &job) { return job.params.gamma > 0 && job.crowd_size() > 1; });
         Seat *seat = seat_for(op, size, waits);
         seated_.push_back({std::move(chunk), seat, waits});
     }

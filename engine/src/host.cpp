@@ -91,6 +91,19 @@ void Host::tick(const Jobs &active) {
     collect();
 }
 
+// The particles of other processes; whether the job goes on. Features were put in place by the batches, latents are now.
+bool Host::gather(Job &job) {
+    if (!job.in_features())
+        std::copy(job.z.value.begin(), job.z.value.end(),
+                  job.phi.begin() + static_cast<std::ptrdiff_t>(job.offset() * job.repulsion_dim));
+    job.gather_rows(job.phi.data(), job.repulsion_dim);
+    if (job.done()) return false;
+    if (!finite(job.phi.data(), job.phi.size()))
+        job.fail(RLSD_NON_FINITE, text("item ", job.item, ": particles of another process are NaN or infinite at step ", job.step,
+                                       " of ", job.steps()));
+    return !job.done();
+}
+
 // Each job's repulsion, in pieces of some rows; a row's sums run over the particles in order, whoever computes it.
 void Host::repel(const Jobs &active) {
     struct Piece {
@@ -101,10 +114,12 @@ void Host::repel(const Jobs &active) {
     const double start = now_seconds();
     std::vector<Piece> pieces;
     for (const auto &job : active) {
-        if (!job->repelled() || job->broken >= 0) continue;
+        if (!job->repelled() || job->broken >= 0 || cancelled_) continue;
+        if (job->gather != nullptr && !gather(*job)) continue;
         const Crowd crowd = job->crowd();
-        for (std::int64_t row = 0; row < crowd.n; row += rows_at_once)
-            pieces.push_back({job.get(), crowd, row, std::min(crowd.n, row + rows_at_once)});
+        const std::int64_t n = job->particles;
+        for (std::int64_t row = 0; row < n; row += rows_at_once)
+            pieces.push_back({job.get(), crowd, row, std::min(n, row + rows_at_once)});
     }
     if (pieces.empty()) return;
     std::vector<double> spent(workers_.count());
@@ -115,7 +130,7 @@ void Host::repel(const Jobs &active) {
         const Piece &piece = pieces[i];
         for (std::int64_t row = piece.first; row < piece.last; ++row) {
             float *g = &piece.job->repulsion[static_cast<std::size_t>(row * piece.crowd.d)];
-            const double h = repulsion_row(piece.crowd, row, g, scratch_[worker]);
+            const double h = repulsion_row(piece.crowd, piece.job->offset() + row, g, scratch_[worker]);
             piece.job->trace(Trace::bandwidth, piece.job->step, row, h);
         }
         spent[worker] += now_seconds() - begin;

@@ -29,6 +29,7 @@ class Host : public Backend {
     void use(const OperatorInfo &op, std::int64_t size, std::vector<Lane> lanes);
     void each(const std::vector<Batch *> &batches, void (Batch::*stage)());
     void repel(const Jobs &active);
+    bool gather(Job &job);
     void collect();
 
     Memory memory_;

@@ -2,6 +2,7 @@
 
 #include "error.h"
 #include "philox.h"
+#include "snapshot.h"
 
 #include <algorithm>
 #include <cmath>
@@ -10,6 +11,8 @@
 
 namespace rlsd {
 namespace {
+
+constexpr std::int32_t most = 1000000;  // particles
 
 void require_finite(const float *values, std::size_t count, const char *what) {
     for (std::size_t e = 0; e < count; ++e)
@@ -56,7 +59,14 @@ void check_params(const Bundle &bundle, const rlsd_params &p, const rlsd_request
     require(p.repulsion != RLSD_REPULSION_FEATURES || bundle.has("features"), "repulsion is 'features', but bundle '",
             m.name, "' has no feature extractor: allowed is 'latent'");
     require(p.guidance == 1 || r.context != nullptr, "guidance is ", p.guidance, ", which needs a context; without one 1 is allowed");
-    require(r.particles >= 1 && r.particles <= 1000000, "particles is ", r.particles, ", allowed is 1 to 1000000");
+    require(r.particles >= 1 && r.particles <= most, "particles is ", r.particles, ", allowed is 1 to ", most);
+    require(r.first_particle >= 0 && r.first_particle <= most, "first_particle is ", r.first_particle, ", allowed is 0 to ", most);
+    require(r.all_particles >= 0 && r.all_particles <= most, "all_particles is ", r.all_particles, ", allowed is 0 to ", most);
+    require(r.gather != nullptr || r.all_particles <= r.particles, "all_particles is ", r.all_particles,
+            ", which needs a gather; without one 0 to particles, ", r.particles, ", is allowed");
+    require(r.gather == nullptr || r.all_particles >= std::int64_t(r.first_particle) + r.particles, "all_particles is ",
+            r.all_particles, ", allowed is ", std::int64_t(r.first_particle) + r.particles,
+            " (first_particle + particles) or more");
 }
 
 void Variable::allocate(std::size_t particles, std::size_t each) {
@@ -68,7 +78,8 @@ void Variable::allocate(std::size_t particles, std::size_t each) {
 
 Job::Job(Bundle &from, const Memory &buffers, const rlsd_params &p, const rlsd_request &r)
     : bundle(&from), memory(&buffers), params(p), op(nullptr), particles(r.particles), seed(r.seed), item(r.item), out(r.out),
-      out_latents(r.out_latents), out_trace(r.out_trace) {
+      out_latents(r.out_latents), out_trace(r.out_trace), first_particle(r.first_particle), all_particles(r.all_particles),
+      gather(r.gather), gather_user(r.gather_user) {
     const Manifest &m = from.manifest();
     require(r.op != nullptr, "op is NULL");
     op = from.find_operator(r.op);
@@ -107,6 +118,7 @@ Job::Job(Bundle &from, const Memory &buffers, const rlsd_params &p, const rlsd_r
     feature_repulsion = p.repulsion != RLSD_REPULSION_LATENT && from.has("features");
     repulsion_dim = feature_repulsion ? m.feature_dim : count_of(m.latent);
     clear_outputs();
+    if (r.snapshot != nullptr) restore(*this, {static_cast<const std::byte *>(r.snapshot), r.snapshot_size});
 }
 
 void Job::clear_outputs() {
@@ -130,21 +142,27 @@ void Job::trace(Trace what, std::int32_t k, std::int64_t particle, double value)
 void Job::begin() {
     state = RLSD_ACTIVE;
     set_step();
-    if (out_trace != nullptr) std::fill_n(out_trace, trace_count(), std::numeric_limits<float>::quiet_NaN());
+    if (out_trace != nullptr && step == 0)
+        std::fill_n(out_trace, trace_count(), std::numeric_limits<float>::quiet_NaN());
+}
+
+void Job::allocate() {
+    const Manifest &m = bundle->manifest();
+    z.allocate(static_cast<std::size_t>(particles), static_cast<std::size_t>(count_of(m.latent)));
+    if (augmented()) x.allocate(static_cast<std::size_t>(particles), static_cast<std::size_t>(count_of(m.image)));
 }
 
 void Job::draw() {
-    const Manifest &m = bundle->manifest();
-    const auto n = static_cast<std::size_t>(particles);
-    z.allocate(n, static_cast<std::size_t>(count_of(m.latent)));
-    if (augmented()) x.allocate(n, static_cast<std::size_t>(count_of(m.image)));
-    if (params.gamma > 0 && particles > 1) {
-        if (feature_repulsion) phi.assign(n * static_cast<std::size_t>(repulsion_dim), 0);
-        repulsion.assign(n * static_cast<std::size_t>(repulsion_dim), 0);
+    const auto values = [this](std::int64_t rows) { return static_cast<std::size_t>(rows * repulsion_dim); };
+    if (params.gamma > 0 && crowd_size() > 1) {
+        if (feature_repulsion || gather != nullptr) phi.assign(values(crowd_size()), 0);
+        repulsion.assign(values(particles), 0);
     }
+    if (drawn()) return;
+    allocate();
     for (std::int32_t i = 0; i < particles; ++i) {
-        normal(seed, item, static_cast<std::uint32_t>(i), stream_initial_z, z.of(i), z.size);
-        if (augmented()) normal(seed, item, static_cast<std::uint32_t>(i), stream_initial_x, x.of(i), x.size);
+        normal(seed, item, address(i), stream_initial_z, z.of(i), z.size);
+        if (augmented()) normal(seed, item, address(i), stream_initial_x, x.of(i), x.size);
     }
 }
 
@@ -153,7 +171,7 @@ Step Job::at(std::int32_t k) const {
     const std::int64_t t = std::min((params.steps - 1 - k) * ratio + bundle->manifest().steps_offset, total - 1);
     const double abar = bundle->abar()[static_cast<std::size_t>(t)];
     const double score = params.lambda * std::sqrt((1 - abar) / abar) / double(count_of(bundle->manifest().latent));
-    const bool repels = params.gamma > 0 && particles > 1 && k < params.repulsion_until * steps();
+    const bool repels = params.gamma > 0 && crowd_size() > 1 && k < params.repulsion_until * steps();
     return {t, static_cast<float>(std::sqrt(abar)), static_cast<float>(std::sqrt(1 - abar)), static_cast<float>(score),
             repels ? static_cast<float>(score * params.gamma * std::sqrt(1 - abar)) : 0.0f};
 }
@@ -165,10 +183,17 @@ Adam Job::adam(double rate, std::int32_t n) const {
 }
 
 Crowd Job::crowd() const {
-    const float *features = feature_repulsion ? phi.data() : z.value.data();
-    Crowd crowd{features, particles, repulsion_dim, seed, item, static_cast<std::uint32_t>(step)};
-    crowd.scale = crowd_scale(features, particles, repulsion_dim);
+    const float *features = phi.empty() ? z.value.data() : phi.data();
+    Crowd crowd{features, crowd_size(), repulsion_dim, seed, item, static_cast<std::uint32_t>(step)};
+    crowd.first = address(-offset());
+    crowd.scale = crowd_scale(features, crowd_size(), repulsion_dim);
     return crowd;
+}
+
+void Job::gather_rows(float *rows, std::int64_t dim) {
+    if (gather(gather_user, rows, first_particle, particles, all_particles, dim) != 0)
+        fail(RLSD_RUNTIME_ERROR, text("item ", item, ": the gather of other processes' particles failed at step ", step, " of ",
+                                      steps()));
 }
 
 void Job::mark_broken(std::int64_t particle) {

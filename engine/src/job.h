@@ -54,11 +54,19 @@ struct Job {
     bool done() const { return state == RLSD_DONE; }
 
     void begin();                       // becomes active, at its first step
-    void draw();                        // allocates its state here and draws the initial particles
+    bool drawn() const { return !z.value.empty(); }
+    void draw();                        // allocates its state here and draws the initial particles, unless it has some
+    void allocate();
     Step at(std::int32_t k) const;      // the coefficients of step k
     void set_step() { now = at(step); }
     Adam adam(double rate, std::int32_t n) const;
     Crowd crowd() const;
+    // Particles that repel each other: the job's, or with a gather those of all processes, of which its begin at `offset`.
+    std::int64_t crowd_size() const { return gather == nullptr ? particles : all_particles; }
+    std::int64_t offset() const { return gather == nullptr ? 0 : first_particle; }
+    std::uint32_t address(std::int64_t particle) const { return static_cast<std::uint32_t>(first_particle + particle); }
+    // Fills in the other processes' rows [crowd_size, dim]; a failure ends the job.
+    void gather_rows(float *rows, std::int64_t dim);
     void mark_broken(std::int64_t particle);  // from any worker
     void fail(rlsd_status why, const std::string &message);
     void clear_outputs();
@@ -78,9 +86,14 @@ struct Job {
     std::uint64_t seed;
     std::uint32_t item;
     float *out, *out_latents, *out_trace;
+    std::int32_t first_particle, all_particles;
+    rlsd_gather_fn gather;
+    void *gather_user;
 
-    Variable z, x;
-    std::vector<float> phi, repulsion;  // [N, D] in the space where particles repel each other
+    Variable z, x;                      // on a GPU only while they come from a snapshot or go into one
+    double loss_scale = 0;              // on a GPU: what the cotangent of D(z) carries through the decoder, in units of 1 / P
+    std::vector<float> phi;             // [crowd_size, D] in the space where particles repel each other
+    std::vector<float> repulsion;       // [N, D]
     std::int64_t repulsion_dim = 0;
     bool feature_repulsion = false;
 

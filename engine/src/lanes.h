@@ -27,7 +27,6 @@ struct Places {
 
 inline constexpr LaneWords empty_lane{-1, 0, 0, 0, 0, 0, -1, -1, 0};
 
-// loss_scale: what the cotangent of D(z) carries on its way through the decoder, in units of 1 / P.
-void fill_lane(const Lane &lane, Places places, double loss_scale, LaneWords &words, LaneReals &reals);
+void fill_lane(const Lane &lane, Places places, LaneWords &words, LaneReals &reals);
 
 }  // namespace rlsd

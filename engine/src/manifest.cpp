@@ -14,7 +14,7 @@ constexpr std::int64_t largest = std::int64_t(1) << 32;  // elements of one tens
 using Words = std::vector<std::string>;
 
 [[noreturn]] void bad(std::size_t line, const std::string &what) {
-    throw Error(RLSD_BAD_BUNDLE, text("manifest line ", line, ": ", what));
+    throw Error(RLSD_BAD_BUNDLE, one_line(text("manifest line ", line, ": ", what)));
 }
 
 Words split(std::string_view line, std::size_t number) {

@@ -136,7 +136,7 @@ void Seat::upload_tables(Chunk &chunk) {
         chunk.words[i] = empty_lane, chunk.reals[i] = {}, chunk.times[i] = 0;
         if (i >= chunk.lanes.size()) continue;
         const DeviceLane &lane = chunk.lanes[i];
-        fill_lane(lane, lane.places, lane.loss_scale, chunk.words[i], chunk.reals[i]);
+        fill_lane(lane, lane.places, chunk.words[i], chunk.reals[i]);
         chunk.times[i] = lane.job->now.t;
     }
     const auto n = static_cast<std::size_t>(size_);

@@ -27,7 +27,6 @@ struct DeviceInputs {
 
 struct DeviceLane : Lane {
     Places places;
-    double loss_scale;
     const DeviceInputs *inputs;
 };
 

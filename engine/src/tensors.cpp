@@ -16,6 +16,9 @@ void Tensors::Free::operator()(float *memory) const { std::free(memory); }
 float *Tensors::make(const std::string &name, std::size_t count) {
     auto &memory = memory_[name];
     if (memory == nullptr) {
+        if (count > machine_memory() / sizeof(float))
+            throw Error(RLSD_OUT_OF_MEMORY,
+                        one_line(text("tensor '", name, "' of ", count, " numbers is larger than the memory of this machine")));
         const std::size_t bytes = (std::max<std::size_t>(count, 1) * sizeof(float) + alignment - 1) / alignment * alignment;
         memory.reset(static_cast<float *>(std::aligned_alloc(alignment, bytes)));
         if (memory == nullptr) throw std::bad_alloc();

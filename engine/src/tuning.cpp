@@ -1,13 +1,29 @@
 #include "tuning.h"
 
-#include <fstream>
+#include "error.h"
+
 #include <sstream>
 
 namespace rlsd {
+namespace {
+
+constexpr std::uint64_t largest = 1 << 16;  // bytes
+
+// "" where no such file is, or none that may be read.
+std::string read_text(const std::string &folder) {
+    try {
+        const Bytes bytes = read_file(folder, "tuning.txt", largest);
+        return {reinterpret_cast<const char *>(bytes.data()), bytes.size()};
+    } catch (const Error &) {
+        return {};
+    }
+}
+
+}  // namespace
 
 std::map<std::int64_t, double> read_tuning(const Bundle &bundle, const std::string &device) {
     std::map<std::int64_t, double> found;
-    std::ifstream file(bundle.folder() + "/tuning.txt");
+    std::istringstream file(read_text(bundle.folder()));
     std::string line;
     const auto next = [&](const std::string &wanted) { return std::getline(file, line) && line == wanted; };
     if (!next("rlsd-tuning 1") || !next("device " + device) || !next("bundle " + bundle.manifest().digest)) return {};

@@ -1,0 +1,183 @@
+"""A job that goes on from its snapshot, and one measurement over several engines: the same bytes as in one go."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx")
+from bundle_factory import write_bundle
+from snapshot_case import Exchange, bytes_of, interrupted, spread
+from tiny import make_job, make_nets
+
+from rlsd.engine import Engine, Job, Params, Result, RlsdError, Status
+
+NETS = make_nets()
+PARAMS = {"steps": 15, "lr_x": 0.05, "lr_z": 0.05, "lambda_": 0.3, "repulsion_until": 0.6}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return write_bundle(tmp_path_factory.mktemp("tiny") / "bundle", NETS, 1, 4)
+
+
+def jobs():
+    return [
+        make_job(NETS, particles=5, trace=True, params=Params(gamma=3.0, **PARAMS)),
+        make_job(NETS, "saturate", particles=2, seed=1, params=Params(**PARAMS)),
+        make_job(
+            NETS, particles=3, item=3, params=Params(variant="rlsd-nonaug", gamma=2.0, repulsion="latent", **PARAMS)
+        ),
+        make_job(NETS, "saturate", particles=3, item=4, trace=True, params=Params(**{**PARAMS, "steps": 2})),
+    ]
+
+
+@pytest.mark.parametrize("ticks", [1, 4])
+@pytest.mark.parametrize("options", [{"threads": 1}, {"threads": 2, "max_particles": 6}], ids=["all", "queued"])
+def test_interrupted_jobs_end_with_the_same_bytes(bundle, ticks, options):
+    with Engine(bundle) as engine:
+        wanted = [bytes_of(result) for result in engine.reconstruct(jobs())]
+    assert interrupted(bundle, jobs(), ticks, **options) == wanted
+
+
+def test_a_snapshot_disturbs_nothing_and_a_queued_job_has_one(bundle):
+    with Engine(bundle, max_particles=5) as engine:
+        handles = [engine.submit(job) for job in jobs()[:2]]
+        queued = handles[1].snapshot()
+        for _ in range(3):
+            engine.tick()
+            assert handles[0].snapshot() == handles[0].snapshot()
+        engine.run()
+        found = [bytes_of(handle.result()) for handle in handles]
+        assert found == [bytes_of(result) for result in engine.reconstruct(jobs()[:2])]
+        assert bytes_of(engine.reconstruct([replace(jobs()[1], snapshot=queued)])[0]) == found[1]
+        with pytest.raises(RlsdError, match="the job is done"):
+            handles[0].snapshot()
+
+
+def snapshot_after(bundle, job, ticks):
+    with Engine(bundle) as engine:
+        handle = engine.submit(job)
+        for _ in range(ticks):
+            engine.tick()
+        return handle.snapshot()
+
+
+def refused(bundle, job: Job) -> str:
+    with Engine(bundle) as engine, pytest.raises(RlsdError) as error:
+        engine.submit(job)
+    assert error.value.status is Status.INVALID_ARGUMENT
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 9}, {"item": 9}, {"particles": 4}, {"params": Params(gamma=3.1, **PARAMS)}, {"first_particle": 1},
+        {"y": np.zeros((1, 4, 4), np.float32)}, {"operator_params": {"mask": np.ones((1, 4, 4), np.float32)}},
+        {"params": Params(gamma=3.0, variant="rlsd-nonaug", **PARAMS)}, {"context": np.ones((2, 3), np.float32)},
+    ],
+    ids=lambda change: next(iter(change)),
+)  # fmt: skip
+def test_a_snapshot_of_another_job_is_refused(bundle, change):
+    job = jobs()[0]
+    snapshot = snapshot_after(bundle, job, 2)
+    assert "another bundle, request or parameters" in refused(bundle, replace(job, **change, snapshot=snapshot))
+
+
+def test_a_snapshot_of_another_bundle_is_refused(bundle, tmp_path):
+    other = write_bundle(tmp_path / "other", make_nets(seed=1), 1, 4)
+    snapshot = snapshot_after(other, jobs()[0], 2)
+    assert "another bundle" in refused(bundle, replace(jobs()[0], snapshot=snapshot))
+
+
+def test_damaged_snapshots_are_refused(bundle):
+    job = jobs()[0]
+    snapshot = snapshot_after(bundle, job, 2)
+    rng = np.random.default_rng(0)
+    for position in [0, 8, 12, 16, 24, 25, 40, len(snapshot) - 1, *rng.integers(0, len(snapshot), 20)]:
+        damaged = bytearray(snapshot)
+        damaged[position] ^= 1 << int(rng.integers(8))
+        refused(bundle, replace(job, snapshot=bytes(damaged)))
+    for length in [0, 1, 95, 96, 160, len(snapshot) - 1]:
+        refused(bundle, replace(job, snapshot=snapshot[:length]))
+    refused(bundle, replace(job, snapshot=snapshot + b"\0"))
+
+
+def test_a_trace_needs_a_snapshot_with_one(bundle):
+    job = replace(jobs()[0], trace=False)
+    snapshot = snapshot_after(bundle, job, 2)
+    assert "no trace" in refused(bundle, replace(job, trace=True, snapshot=snapshot))
+    with_trace = snapshot_after(bundle, replace(job, trace=True), 2)
+    with Engine(bundle) as engine:
+        found, wanted = engine.reconstruct([replace(job, snapshot=with_trace), job])
+    assert bytes_of(found) == bytes_of(wanted)
+
+
+# ------------------------------------------------------------ several engines
+
+
+@pytest.mark.parametrize("shares", [(3, 3), (5, 1), (2, 3, 1)], ids=str)
+@pytest.mark.parametrize("repulsion, variant", [("features", "rlsd"), ("latent", "rlsd"), ("features", "rlsd-nonaug")])
+def test_spread_over_engines(bundle, shares, repulsion, variant):
+    job = make_job(
+        NETS, particles=6, item=5, trace=True, params=Params(variant=variant, gamma=3.0, repulsion=repulsion, **PARAMS)
+    )
+    with Engine(bundle) as engine:
+        (wanted,) = engine.reconstruct([job])
+    exchange = Exchange(shares)
+    found = spread(bundle, job, shares, exchange, threads=1)
+    assert exchange.calls == 9  # of 14 steps, repulsion_until = 0.6
+    parts = [each for each in found if isinstance(each, Result)]
+    assert len(parts) == len(shares), found
+    assert np.concatenate([each.particles for each in parts]).tobytes() == wanted.particles.tobytes()
+    assert np.concatenate([each.latents for each in parts]).tobytes() == wanted.latents.tobytes()
+    traces = np.concatenate([each.trace for each in parts if each.trace is not None], axis=1)
+    assert traces.tobytes() == (wanted.trace.tobytes() if wanted.trace is not None else b"")
+
+
+def test_particles_further_on_without_a_gather(bundle):
+    job = make_job(NETS, particles=6, params=Params(**PARAMS))
+    with Engine(bundle) as engine:
+        whole, part = engine.reconstruct([job, replace(job, particles=2, first_particle=3)])
+    assert part.particles.tobytes() == whole.particles[3:5].tobytes()
+
+
+def test_a_gather_that_fails_ends_the_job(bundle):
+    job = make_job(NETS, particles=4, params=Params(gamma=3.0, **PARAMS))
+    found = spread(bundle, job, (2, 2), Exchange((2, 2), lost=3), threads=1)
+    assert all(isinstance(each, ConnectionError) for each in found), found
+
+    def fails(rows, first, count):
+        raise ConnectionError("gone")
+
+    with Engine(bundle) as engine:
+        handle = engine.submit(replace(job, all_particles=5, gather=fails))
+        with pytest.raises(ConnectionError):
+            engine.tick()
+        with pytest.raises(RlsdError, match="item 0: the gather of other processes' particles failed at step 0 of 14"):
+            handle.result()
+
+
+def test_numbers_of_others_that_are_not_finite(bundle):
+    def spoilt(rows, first, count):
+        rows[first + count :] = np.nan
+
+    with Engine(bundle) as engine, pytest.raises(RlsdError, match="particles of another process are NaN") as error:
+        engine.reconstruct(
+            [make_job(NETS, particles=4, all_particles=6, gather=spoilt, params=Params(gamma=3.0, **PARAMS))]
+        )
+    assert error.value.status is Status.NON_FINITE
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"first_particle": -1}, "first_particle is -1, allowed is 0 to"),
+        ({"all_particles": -1}, "all_particles is -1, allowed is 0 to"),
+        ({"all_particles": 9}, "all_particles is 9, which needs a gather"),
+        ({"all_particles": 5, "first_particle": 2, "gather": print}, "all_particles is 5, allowed is 6"),
+    ],
+)
+def test_impossible_shares(bundle, change, message):
+    assert message in refused(bundle, make_job(NETS, particles=4, params=Params(**PARAMS), **change))
