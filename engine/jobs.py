@@ -34,9 +34,9 @@ class Job:
     item's parameters by name (a mask, a blur kernel). particles: N. The random numbers depend on seed, item, particle
     and step alone. context: conditioning [L, C], None for the null context. trace: whether the result has one.
     first_particle, all_particles, gather: for one measurement over several processes; the job's particles are then
-    those from first_particle on, of all_particles. In each step with repulsion gather(rows, first, count) is called, rows
-    being [all_particles, D] float32 (a NumPy array, or on a GPU one that has `__cuda_array_interface__`): it fills in
-    the others' rows. snapshot: of `Handle.snapshot`, to go on from there.
+    those from first_particle on, of all_particles. In each step with repulsion gather(rows, first, count) is called,
+    rows being [all_particles, D] float32 (a NumPy array, or on a GPU one that has `__cuda_array_interface__`): it fills
+    in the others' rows. snapshot: of `Handle.snapshot`, to go on from there.
     """
 
     y: np.ndarray
