@@ -22,12 +22,11 @@ def bundle(tmp_path_factory):
 
 
 def jobs():
+    latents_only = Params(variant="rlsd-nonaug", gamma=2.0, repulsion="latent", **PARAMS)
     return [
         make_job(NETS, particles=5, trace=True, params=Params(gamma=3.0, **PARAMS)),
         make_job(NETS, "saturate", particles=2, seed=1, params=Params(**PARAMS)),
-        make_job(
-            NETS, particles=3, item=3, params=Params(variant="rlsd-nonaug", gamma=2.0, repulsion="latent", **PARAMS)
-        ),
+        make_job(NETS, particles=3, item=3, params=latents_only),
         make_job(NETS, "saturate", particles=3, item=4, trace=True, params=Params(**{**PARAMS, "steps": 2})),
     ]
 
@@ -163,10 +162,9 @@ def test_numbers_of_others_that_are_not_finite(bundle):
     def spoilt(rows, first, count):
         rows[first + count :] = np.nan
 
+    job = make_job(NETS, particles=4, all_particles=6, gather=spoilt, params=Params(gamma=3.0, **PARAMS))
     with Engine(bundle) as engine, pytest.raises(RlsdError, match="particles of another process are NaN") as error:
-        engine.reconstruct(
-            [make_job(NETS, particles=4, all_particles=6, gather=spoilt, params=Params(gamma=3.0, **PARAMS))]
-        )
+        engine.reconstruct([job])
     assert error.value.status is Status.NON_FINITE
 
 
