@@ -8,9 +8,9 @@ import pytest
 
 pytest.importorskip("onnx")
 from bundle_factory import GraphWriter, decoder_pull, facts_of, manifest, pack_weights, write_bundle
-from tiny import IMAGE, LATENT, make_job, make_nets, null_context
+from tiny import IMAGE, LATENT, make_job, make_nets, null_context, submit_zeros
 
-from rlsd.engine import Engine, Job, Params, RlsdError, Status
+from rlsd.engine import Engine, Params, RlsdError, Status
 
 NETS = make_nets()
 
@@ -40,14 +40,6 @@ def resealed(bundle, change=lambda lines: lines):
     files = {path.name: path.read_bytes() for path in bundle.iterdir() if path.name != "manifest.txt"}
     (bundle / "manifest.txt").write_bytes(manifest(facts, files))
     return bundle
-
-
-def submit_zeros(engine, operator):
-    """A job of zeros in the shapes that the engine names."""
-    info = engine.operators[operator]
-    given = {name: np.zeros(shape, np.float32) for name, shape in info.params.items()}
-    y = np.zeros(info.measurement_shape, np.float32)
-    engine.submit(Job(y=y, operator=operator, operator_params=given, params=Params(steps=3)))
 
 
 def test_what_a_bundle_says(good):

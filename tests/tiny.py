@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from rlsd.engine import Job, Params
+from rlsd.engine import Engine, Job, Params
+from rlsd.engine.core import Handle
 from rlsd.engine.reference import rlsd
 
 Array = np.ndarray
@@ -128,6 +129,14 @@ def make_job(nets: Nets, operator: str = "inpainting", **changes: Any) -> Job:
     twin = Twin(nets, blank)
     truth = twin.decode(np.random.default_rng(5).standard_normal((1, M)))
     return replace(blank, y=twin.measure(truth).astype(np.float32).reshape(blank.y.shape), **changes)
+
+
+def submit_zeros(engine: Engine, operator: str) -> Handle:
+    """A job of zeros in the shapes that the engine names."""
+    info = engine.operators[operator]
+    given = {name: np.zeros(shape, np.float32) for name, shape in info.params.items()}
+    y = np.zeros(info.measurement_shape, np.float32)
+    return engine.submit(Job(y=y, operator=operator, operator_params=given, params=Params(steps=3)))
 
 
 def reference(nets: Nets, job: Job, with_features: bool = True) -> Array:
