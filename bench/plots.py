@@ -12,7 +12,7 @@ Line = dict[str, Any]
 
 
 def draw(machine: str, lines: Sequence[Line], out: Path) -> list[str]:
-    """PNG files in `out` for what the lines of one machine hold of sections A and D, of CPU steps and serving; their names."""
+    """PNG files in `out` for one machine's lines of sections A and D, of CPU steps and of serving; their names."""
     slug = re.sub(r"[^A-Za-z0-9]+", "-", machine).strip("-").lower()
     gpu = [line for line in lines if line["bench"] == "gpu" and "median" in line]
     steps: dict[str, list[Line]] = defaultdict(list)

@@ -54,6 +54,12 @@ class Settings:
         for name, least in (("window", 0.1), ("seeds", 1), ("steps", 2), ("particles", 1), ("timeout", 0)):
             if not getattr(self, name) >= least:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed is {least} or more")
+        for load in self.loads:
+            if not 0 < load <= 2:
+                raise ValueError(f"loads has {load}; allowed is more than 0, up to 2")
+        for lowest, most in self.mixes:
+            if not 1 <= lowest <= most:
+                raise ValueError(f"mixes has {lowest}-{most}; allowed are 1 or more, the smaller first")
 
     def __str__(self) -> str:
         return (
@@ -72,7 +78,7 @@ def run(
     with Engine(bundle, device=device, threads=threads, max_particles=settings.particles) as engine:
         lines = Race(engine, settings, say).lines()
         kind = "gpu" if engine.on_gpu else "cpu"
-        facts = {"bench": f"serve-{kind}", "network": engine.name, "settings": str(settings)}
+        facts: dict[str, Any] = {"bench": f"serve-{kind}", "network": engine.name, "settings": str(settings)}
         if engine.on_gpu:
             facts["gpu"] = engine.describe()["device"][0]
         else:
