@@ -118,6 +118,7 @@ Job::Job(Bundle &from, const Memory &buffers, const rlsd_params &p, const rlsd_r
     feature_repulsion = p.repulsion != RLSD_REPULSION_LATENT && from.has("features");
     repulsion_dim = feature_repulsion ? m.feature_dim : count_of(m.latent);
     clear_outputs();
+    require(r.snapshot != nullptr || r.snapshot_size == 0, "snapshot is NULL, but snapshot_size is ", r.snapshot_size);
     if (r.snapshot != nullptr) restore(*this, {static_cast<const std::byte *>(r.snapshot), r.snapshot_size});
 }
 

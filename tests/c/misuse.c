@@ -151,6 +151,10 @@ static void check_bad_requests(const problem *p, rlsd_engine *engine) {
     WITH_REQUEST((request.out_latents = out, request.out_latents_count = 1), "out_latents");
     WITH_REQUEST((request.out_trace = out, request.out_trace_count = 1), "out_trace");
     WITH_REQUEST((request.context = out, request.context_count = 1), "context");
+    WITH_REQUEST(request.first_particle = -1, "first_particle");
+    WITH_REQUEST(request.all_particles = PARTICLES + 1, "all_particles");
+    WITH_REQUEST((request.snapshot = out, request.snapshot_size = 4), "snapshot");
+    WITH_REQUEST(request.snapshot_size = 4, "snapshot");
     WITH_REQUEST(request.size = 0, "size");
     memcpy(bad, p->y, p->measured * sizeof *bad);
     bad[p->measured - 1] = NAN;
@@ -258,6 +262,49 @@ static void check_cancel(const problem *p) {
     free(out);
 }
 
+/* A job goes on from its snapshot, in an engine of another number of threads, to the same bytes. */
+static void check_snapshot(const problem *p) {
+    const size_t count = PARTICLES * p->image;
+    float *whole = floats(count), *resumed = floats(count);
+    rlsd_engine *engine = open_engine(p, 1, NULL, NULL), *next = open_engine(p, 2, NULL, NULL);
+    rlsd_request request = request_for(p, whole);
+    rlsd_params params = params_for(5.0);
+    rlsd_job *job, *again;
+    size_t size = 1, i;
+    char *bytes;
+    CHECK(rlsd_submit(engine, &params, &request, &job) == RLSD_OK);
+    for (i = 0; i < 3; ++i) CHECK(rlsd_tick(engine, NULL) == RLSD_OK);
+    CHECK(rlsd_job_snapshot(NULL, NULL, 0, &size) == RLSD_INVALID_ARGUMENT && size == 0);
+    CHECK(rlsd_job_snapshot(job, NULL, 0, NULL) == RLSD_INVALID_ARGUMENT);
+    CHECK(rlsd_job_snapshot(job, NULL, 0, &size) == RLSD_OK && size > 3 * count * sizeof(float));
+    bytes = malloc(size);
+    CHECK(bytes != NULL);
+    CHECK(rlsd_job_snapshot(job, bytes, size - 1, &size) == RLSD_INVALID_ARGUMENT);
+    CHECK(rlsd_job_snapshot(job, bytes, size, &size) == RLSD_OK);
+    CHECK(rlsd_run(engine) == RLSD_OK);
+    CHECK(rlsd_job_snapshot(job, bytes, size, &i) == RLSD_INVALID_ARGUMENT && i == 0);
+    request.out = resumed;
+    request.snapshot = bytes;
+    request.snapshot_size = size - 1;
+    refused(next, &params, &request, "snapshot");
+    request.snapshot_size = size;
+    request.seed += 1;
+    refused(next, &params, &request, "snapshot");
+    request.seed -= 1;
+    bytes[size / 2] ^= 1;
+    refused(next, &params, &request, "snapshot");
+    bytes[size / 2] ^= 1;
+    CHECK(rlsd_submit(next, &params, &request, &again) == RLSD_OK);
+    CHECK(rlsd_run(next) == RLSD_OK && memcmp(whole, resumed, count * sizeof(float)) == 0);
+    rlsd_job_release(again);
+    rlsd_job_release(job);
+    rlsd_engine_close(next);
+    rlsd_engine_close(engine);
+    free(bytes);
+    free(resumed);
+    free(whole);
+}
+
 int main(int count, char **arguments) {
     problem p;
     size_t shape[4] = {0, 0, 0, 0}, bytes, i;
@@ -288,6 +335,7 @@ int main(int count, char **arguments) {
     rlsd_engine_close(engine);
     check_bad_calls(&p);
     check_cancel(&p);
+    check_snapshot(&p);
     free(p.truth);
     free(p.mask);
     free(p.y);
