@@ -52,7 +52,7 @@ def _paragraphs(command: Callable[..., object]) -> str:
 
 
 for command in (
-    commands.reconstruct, commands.demo, commands.tasks, commands.info, commands.tune, commands.export,
+    commands.reconstruct, commands.batch, commands.demo, commands.tasks, commands.info, commands.tune, commands.export,
 ):  # fmt: skip
     app.command(help=_paragraphs(command))(command)
 

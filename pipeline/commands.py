@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from rlsd.pipeline import batch as batches
 from rlsd.pipeline import demo as demo_run
 from rlsd.pipeline import extension, show, tuning
 from rlsd.pipeline import options as o
+from rlsd.pipeline.batch_work import Work
 from rlsd.pipeline.census import show_census
 from rlsd.pipeline.errors import InputError
 from rlsd.pipeline.items import Plan, name_sources
@@ -76,6 +78,78 @@ def reconstruct(
         plan = Plan(chosen, settings, name_sources(input), measured, parameter_files(mask, param))
         console = Console(stderr=True)
         announce(run_plans(engine, [plan], out, overwrite=overwrite, console=console, lpips=distance))
+
+
+def batch(
+    model: o.Model,
+    input: o.BatchInputs,
+    out: o.Out,
+    task: o.TaskName = None,
+    operator: o.Operator = None,
+    workers: o.Workers = 1,
+    snapshot_every: o.SnapshotEvery = 60.0,
+    pictures: o.Pictures = False,
+    root: o.Root = None,
+    metrics: o.Metrics = None,
+    log: o.Log = None,
+    measured: o.Measured = False,
+    sigma: o.Sigma = None,
+    mask: o.Mask = None,
+    param: o.Parameter = None,
+    particles: o.Particles = None,
+    steps: o.Steps = None,
+    gamma: o.Gamma = None,
+    repulsion_until: o.RepulsionUntil = None,
+    repulsion: o.Repulsion = None,
+    rho: o.Rho = None,
+    lambda_: o.Lambda = None,
+    lr_x: o.LrX = None,
+    lr_z: o.LrZ = None,
+    variant: o.Variant = None,
+    label: o.Label = None,
+    prompt: o.Prompt = None,
+    text_encoder: o.TextEncoder = None,
+    guidance: o.Guidance = None,
+    seed: o.Seed = 0,
+    device: o.Device = None,
+    threads: o.Threads = 0,
+) -> None:
+    """Reconstruct any number of images into a folder, surviving anything.
+
+    Killed at any point and started again with the same command it goes on, and its results are the same bytes. A bad
+    item is reported in failures.jsonl and tried again the next time; the exit code is then 1. See docs/batch.md.
+
+    Example: rlsd batch -m fashion -t half -i photos -o results -n 8 --workers 2
+    """
+    changes = {
+        "particles": particles, "seed": seed, "sigma": sigma, "label": label, "steps": steps, "gamma": gamma,
+        "repulsion_until": repulsion_until, "repulsion": repulsion, "rho": rho, "lambda_": lambda_, "lr_x": lr_x,
+        "lr_z": lr_z, "variant": variant, "guidance": guidance, "prompt": prompt, "text_encoder": text_encoder,
+    }  # fmt: skip
+    bundle, own = with_operator(find_bundle(model), task, operator)
+    facts = batches.facts_of(bundle)
+    chosen = own or find_task(task or "", facts.operators)
+    if measured and sigma is None:
+        changes["sigma"] = 0.0  # not known
+    work = Work(
+        str(bundle), chosen.name, settings_for(chosen, family_of(facts.image), changes), str(out), own is not None,
+        measured, _one_each(parameter_files(mask, param)), None, threads, snapshot_every, pictures=pictures,
+    )  # fmt: skip
+    devices = [word.strip() for word in device.split(",")] if device else []
+    console = Console(stderr=True)
+    done = batches.run_batch(batches.Batch(work, input, root, workers, devices, log, metrics), console)
+    typer.echo(f"{done.items - done.failed:,} of {done.items:,} items done, {done.done:,} by this run, in {out}")
+    if done.failed:
+        typer.echo(f"rlsd: {done.failed:,} of {done.items:,} items failed: see {out / 'failures.jsonl'}", err=True)
+        raise typer.Exit(1)
+
+
+def _one_each(files: Mapping[str, Sequence[Path]]) -> dict[str, str]:
+    """Parameters that are the same for all items. InputError where one has several files."""
+    for name, paths in files.items():
+        if len(paths) > 1:
+            raise InputError(f"{name} has {len(paths)} files; a manifest's column {name} gives each item its own")
+    return {name: str(paths[0]) for name, paths in files.items()}
 
 
 def with_operator(bundle: Path, task: str | None, operator: str | None) -> tuple[Path, Task | None]:

@@ -87,7 +87,7 @@ def resize_to_fill(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def read_measurement(path: Path, shape: Sequence[int], frame: Frame, pictorial: bool = True) -> np.ndarray:
-    """A measurement of `shape` from NPY or zarr (floating point: as it is) or, where it is `pictorial`, an image format.
+    """A measurement of `shape` from NPY or zarr (floating point: as it is) or, if it is `pictorial`, from an image.
 
     8 and 16 bit values are scaled to [-1, 1]. One of the content's size gets the black border.
     """

@@ -1,6 +1,7 @@
 """Reads images: PNG, JPEG, TIFF (8 and 16 bit, float), NPY and DICOM, told apart by their first bytes, not their names.
 
-An element of a zarr array counts as a file, called FOLDER[INDEX]. Integers are scaled to [-1, 1]; floating-point numbers are taken as being there already.
+An element of a zarr array counts as a file, called FOLDER[INDEX]. Integers are scaled to [-1, 1]; floating-point
+numbers are taken as being there already.
 """
 
 from __future__ import annotations

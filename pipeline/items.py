@@ -18,7 +18,6 @@ from rlsd.pipeline.prompts import prompt_context
 from rlsd.pipeline.settings import Settings
 from rlsd.pipeline.tasks import Task
 
-
 Read = tuple[np.ndarray, dict[str, np.ndarray], tuple[str, ...]]  # an image or measurement, parameters, notes
 
 
@@ -139,9 +138,7 @@ def load_items(engine: Engine, plan: Plan) -> Iterator[Item]:
         yield make_item(engine, plan, source, read_source(engine, plan, source), sha256(source.path), context)
 
 
-def make_item(
-    engine: Engine, plan: Plan, source: Source, read: Read, digest: str, context: np.ndarray | None
-) -> Item:
+def make_item(engine: Engine, plan: Plan, source: Source, read: Read, digest: str, context: np.ndarray | None) -> Item:
     """The item of what read_source found: the measurement simulated, unless it was measured."""
     image, params, notes = read
     y = image if plan.measured else simulate(engine, plan.task, image, params, plan.settings, source.index)

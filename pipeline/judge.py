@@ -83,15 +83,16 @@ def compare(particles: np.ndarray, truth: np.ndarray, fit: int, lpips: Lpips | N
     clean = lpips.to(truth) if lpips else []
     distance = (lambda image: lpips.distance(image, clean)) if lpips else lambda image: None
     return {
-        "psnr": _judged(lambda image: metrics.psnr(image, truth), particles, fit, max),
-        "ssim": _judged(lambda image: metrics.ssim(image, truth), particles, fit, max),
-        "lpips": _judged(distance, particles, fit, min),
+        "psnr": judged(lambda image: metrics.psnr(image, truth), particles, fit, max),
+        "ssim": judged(lambda image: metrics.ssim(image, truth), particles, fit, max),
+        "lpips": judged(distance, particles, fit, min),
     }
 
 
-def _judged(
+def judged(
     measure: Callable[[np.ndarray], float | None], particles: np.ndarray, fit: int, best: Callable[..., float]
 ) -> dict[str, Any] | None:
+    """The summary of a measure of the particles, and that of their mean image; None where there is no measure."""
     values = [value for particle in particles if (value := measure(particle)) is not None]
     if len(values) < len(particles):
         return None

@@ -37,6 +37,16 @@ Inputs = Annotated[
         None, "Images (or measurements, with --measured): PNG, JPEG, TIFF or NPY.", "--input", "-i", metavar="FILE..."
     ),
 ]
+BatchInputs = Annotated[
+    list[str],
+    _option(
+        None,
+        "A folder, a pattern, files, a manifest (.csv) or zarr arrays; docs/batch.md.",
+        "--input",
+        "-i",
+        metavar="DIR|GLOB|CSV|FILE...",
+    ),
+]
 Out = Annotated[Path, _option(None, "Folder for the results; new or empty.", "--out", "-o", metavar="DIR")]
 Overwrite = Annotated[
     bool, _option(None, "Replace items and reports of an earlier run in --out.", "--overwrite", metavar="")
@@ -120,3 +130,19 @@ Device = Annotated[
     _option(_RUN, "cpu, or cuda:0 and so on; default: what the bundle was exported for.", "--device", metavar="D"),
 ]
 Threads = Annotated[int, _option(_RUN, "Worker threads; one per processor if not given.", "--threads", metavar="T")]
+Pictures = Annotated[bool, _option(_RUN, "Particles and mean of each item as PNG, too.", "--pictures", metavar="")]
+Workers = Annotated[
+    int, _option(_RUN, "Processes, each with an engine of its own: one for each GPU, say.", "--workers", metavar="W")
+]
+SnapshotEvery = Annotated[
+    float,
+    _option(_RUN, "Seconds between snapshots of an item under way; 60 if not given.", "--snapshot-every", metavar="S"),
+]
+Root = Annotated[
+    Path | None,
+    _option(_RUN, "What the manifest's paths are relative to and may not leave; its folder.", "--root", metavar="DIR"),
+]
+Metrics = Annotated[
+    str | None, _option(_RUN, "For Prometheus: a file, or a port of this machine.", "--metrics", metavar="FILE|PORT")
+]
+Log = Annotated[Path | None, _option(_RUN, "What happens, as JSON lines.", "--log", metavar="FILE")]

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 from rlsd.pipeline.errors import InputError
 
@@ -93,12 +94,23 @@ class OutputFolder:
 
     def file(self, name: str, content: bytes | str) -> Path:
         """Writes DIR/name in one step."""
-        temporary = self._work / name
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        sync(temporary)
-        os.replace(temporary, self.path / name)
-        sync(self.path)
+        with self.stream(name) as stream:
+            stream.write(content.encode() if isinstance(content, str) else content)
         return self.path / name
+
+    @contextmanager
+    def stream(self, name: str) -> Iterator[IO[bytes]]:
+        """A file to write to; on a clean end it becomes DIR/name."""
+        temporary = self._work / name
+        try:
+            with open(temporary, "wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, self.path / name)
+            sync(self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def is_item_folder(path: Path) -> bool:

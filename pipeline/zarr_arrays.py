@@ -1,7 +1,9 @@
-"""Elements of zarr arrays [items, ...] as if they were files, called FOLDER[INDEX]. Needs zarr: pip install 'rlsd[batch]'.
+"""Elements of zarr arrays [items, ...] as if they were files, called FOLDER[INDEX].
 
-What an array's metadata names is checked before zarr acts on it: some codecs would unpickle, and links could lead
-anywhere.
+Needs zarr: pip install 'rlsd[batch]'.
+
+What an array's metadata names is checked
+before zarr acts on it: some codecs would unpickle, and links could lead anywhere.
 """
 
 from __future__ import annotations

@@ -1,0 +1,224 @@
+"""The output folder of a batch: what is finished, what is under way, and whose run it is.
+
+    run.json          what the run is: another run is refused
+    items/NAME/       arrays.npz, item.json (and pictures): a finished item
+    items.csv         the figures of all finished items, once the batch has ended
+    failures.jsonl    items that failed in the last run, if any did
+    .snapshots/       items under way; gone when the batch has ended
+
+Everything appears under its name only when it is complete and synced.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import fcntl
+import io
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from rlsd.pipeline.errors import InputError
+from rlsd.pipeline.manifest import Entry
+from rlsd.pipeline.output import TEMPORARY, OutputFolder, sync
+
+RUN, ITEMS, SNAPSHOTS, TABLE, FAILURES = "run.json", "items", ".snapshots", "items.csv", "failures.jsonl"
+COLUMNS = (
+    "item", "name", "source", "particles", "sigma", "residual_mean", "residual_best", "psnr_mean", "psnr_best",
+    "psnr_of_mean_image",
+)  # fmt: skip
+PATIENCE = 5.0  # seconds that a lock may still be held by workers of a run that was killed
+
+
+class OutputError(OSError):
+    """The output cannot be written: the batch stops, and goes on when it is started again."""
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turns any OSError into an OutputError that says what to do."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except OSError as error:
+        why = error.strerror or str(error)
+        if not folder.is_dir():
+            why = "the folder is gone"
+        text = f"cannot be written: {why}; what is finished stays, start the same command again to go on"
+        raise OutputError(error.errno or errno.EIO, text, str(folder)) from error
+
+
+class Items:
+    """The folder as a worker sees it; use it in a `with` block. Several processes may, for different items."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Items:
+        with writing(self.path):
+            if not self.path.is_dir():
+                raise FileNotFoundError(errno.ENOENT, "the folder is gone", str(self.path))
+            self._items = self._stack.enter_context(OutputFolder(self.path / ITEMS, (), overwrite=True))
+            self._snapshots = self._stack.enter_context(OutputFolder(self.path / SNAPSHOTS, (), overwrite=True))
+        return self
+
+    def __exit__(self, *what: Any) -> None:
+        self._stack.close()
+
+    @contextmanager
+    def item(self, name: str) -> Iterator[Path]:
+        """A folder to fill, which becomes items/NAME; then its snapshot goes. OutputError."""
+        with writing(self.path):
+            with self._items.item(name) as folder:
+                yield folder
+            self.drop_snapshot(name)
+
+    def keep_snapshot(self, name: str, content: bytes) -> None:
+        """Replaces the item's snapshot in one step. OutputError."""
+        with writing(self.path):
+            self._snapshots.file(name, content)
+
+    def snapshot(self, name: str) -> bytes | None:
+        """The item's snapshot, None without one or where it cannot be read."""
+        try:
+            return (self.path / SNAPSHOTS / name).read_bytes()
+        except OSError:
+            return None
+
+    def drop_snapshot(self, name: str) -> None:
+        """Removes the item's snapshot, if there is one."""
+        with suppress(FileNotFoundError):
+            os.unlink(self.path / SNAPSHOTS / name)
+
+
+class BatchFolder:
+    """The folder as the process sees it that leads the batch; use it in a `with` block, which holds the lock.
+
+    run: what the batch is; facts that are not those of an earlier run in the folder are an InputError.
+    """
+
+    def __init__(self, path: Path, run: Mapping[str, Any]):
+        self.path, self.run = path, dict(run)
+
+    def __enter__(self) -> BatchFolder:
+        with writing(self.path):
+            if self.path.exists() and not self.path.is_dir():
+                raise InputError(f"output {self.path} is a file; a folder is wanted")
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                self._take()
+                self._claim()
+            except BaseException:
+                os.close(self.lock)
+                raise
+        return self
+
+    def __exit__(self, *what: Any) -> None:
+        os.close(self.lock)
+
+    def _take(self) -> None:
+        """The lock: of the folder itself, held by this process and the workers that inherit it, and gone with them."""
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise InputError(f"output {self.path} is in use: another run is writing to it") from None
+                time.sleep(0.05)
+
+    def _claim(self) -> None:
+        """Writes run.json into an empty folder, or compares it with what this run is."""
+        self._sweep(self.path)
+        try:
+            found = json.loads((self.path / RUN).read_text())
+        except FileNotFoundError:
+            if any(self.path.iterdir()):
+                raise InputError(f"output {self.path} is not empty and has no {RUN} of a batch: name another") from None
+            sync(self.path.absolute().parent)
+            self._write(RUN, json.dumps(self.run, indent=1) + "\n")
+            found = self.run
+        except ValueError:
+            raise InputError(f"output {self.path}: its {RUN} cannot be read as JSON; name another folder") from None
+        for key in (*self.run, *(found if isinstance(found, dict) else ())):
+            old, new = (facts.get(key) if isinstance(facts, dict) else None for facts in (found, self.run))
+            if old != new:
+                raise InputError(
+                    f"output {self.path} holds a batch whose {key} is {_short(old)}; this one's is {_short(new)}: "
+                    "give the same command again to go on, or name another folder"
+                )
+        for below in (ITEMS, SNAPSHOTS):
+            (self.path / below).mkdir(exist_ok=True)
+            self._sweep(self.path / below)
+        sync(self.path)
+
+    def _write(self, name: str, content: str) -> None:
+        with OutputFolder(self.path, (), overwrite=True) as folder:
+            folder.file(name, content)
+
+    def _sweep(self, folder: Path) -> None:
+        """Removes what killed runs have left half-written."""
+        if folder.is_dir():
+            for entry in folder.iterdir():
+                if entry.name.startswith(TEMPORARY):
+                    shutil.rmtree(entry)
+
+    def is_finished(self, name: str) -> bool:
+        """Whether the item of that name is there."""
+        return os.path.isdir(os.path.join(self.path, ITEMS, name))
+
+    def check(self) -> None:
+        """OutputError when the folder is gone or is no longer the one that was locked."""
+        with writing(self.path):
+            if os.stat(self.path).st_ino != os.fstat(self.lock).st_ino:
+                raise FileNotFoundError(errno.ENOENT, "the folder was replaced", str(self.path))
+
+    def end(self, entries: Iterable[Entry], failures: Mapping[int, Mapping[str, Any]]) -> None:
+        """Writes the table and the failures, and removes what only serves to go on."""
+        with writing(self.path):
+            self._sweep(self.path / ITEMS)  # of workers that died
+            shutil.rmtree(self.path / SNAPSHOTS)
+            with suppress(OSError):
+                os.rmdir(self.path / ITEMS)  # where every item failed
+            with OutputFolder(self.path, (), overwrite=True) as folder:
+                with folder.stream(TABLE) as stream:
+                    for row in self._rows(entries):
+                        stream.write(row.encode())
+                if failures:
+                    lines = (json.dumps(failures[index]) + "\n" for index in sorted(failures))
+                    folder.file(FAILURES, "".join(lines))
+            if not failures and (self.path / FAILURES).exists():
+                os.unlink(self.path / FAILURES)
+                sync(self.path)
+
+    def _rows(self, entries: Iterable[Entry]) -> Iterator[str]:
+        """items.csv, line by line."""
+        yield ",".join(COLUMNS) + "\n"
+        for entry in entries:
+            try:
+                record = json.loads((self.path / ITEMS / entry.name / "item.json").read_bytes())
+            except FileNotFoundError:
+                continue
+            record |= {f"{key}_{part}": value for key in ("residual", "psnr") for part, value in _parts(record, key)}
+            line = io.StringIO()
+            csv.writer(line, lineterminator="\n").writerow(record.get(column, "") for column in COLUMNS)
+            yield line.getvalue()
+
+
+def _parts(record: Mapping[str, Any], key: str) -> Iterable[tuple[str, Any]]:
+    return (record.get(key) or {}).items()
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,117 @@
+"""What a batch works on: a folder, a pattern, files, a manifest or zarr arrays, listed lazily in a stable order."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Protocol
+
+from rlsd.pipeline import zarr_arrays
+from rlsd.pipeline.errors import InputError
+from rlsd.pipeline.manifest import Entry, default_name, open_manifest
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy", ".dcm")
+
+
+class Listing(Protocol):
+    """Items in a stable order. digest: of all that decides which item is which."""
+
+    @property
+    def digest(self) -> str: ...
+
+    @property
+    def count(self) -> int: ...
+
+    def entries(self) -> Iterator[Entry]:
+        """The items, made one at a time."""
+        ...
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files in their order; all that is kept of them is their names. folder: put in front of each."""
+
+    names: Sequence[str]
+    folder: str = ""
+
+    @property
+    def count(self) -> int:
+        return len(self.names)
+
+    @property
+    def digest(self) -> str:
+        total = sha256()
+        for name in self.names:
+            total.update(os.fsencode(name) + b"\0")
+        return total.hexdigest()
+
+    def entries(self) -> Iterator[Entry]:
+        for index, name in enumerate(self.names):
+            yield Entry(index, default_name(index, name), os.path.join(self.folder, name))
+
+
+@dataclass(frozen=True)
+class Elements:
+    """The elements of zarr arrays, array after array."""
+
+    arrays: Sequence[tuple[Path, tuple[int, ...]]]
+
+    @property
+    def count(self) -> int:
+        return sum(shape[0] for _, shape in self.arrays)
+
+    @property
+    def digest(self) -> str:
+        return sha256(repr([(folder.name, shape) for folder, shape in self.arrays]).encode()).hexdigest()
+
+    def entries(self) -> Iterator[Entry]:
+        index = 0
+        for folder, shape in self.arrays:
+            for element in range(shape[0]):
+                yield Entry(index, default_name(index, folder.stem), f"{folder}[{element}]")
+                index += 1
+
+
+def list_inputs(given: Sequence[str], root: Path | None, params: Collection[str]) -> Listing:
+    """The items that --input names. root: that no path of a manifest may leave. InputError when there are none."""
+    if root is not None and not (len(given) == 1 and given[0].lower().endswith(".csv")):
+        raise InputError(f"root is {root}, which is for a manifest: --input FILE.csv")
+    if len(given) != 1:
+        return Files(list(given))
+    path = Path(given[0])
+    if path.suffix.lower() == ".csv":
+        return open_manifest(path, root, params)
+    if path.is_dir():
+        return _zarr(path) if zarr_arrays.is_zarr(path) else _folder(path)
+    if path.exists() or zarr_arrays.split_element(path):
+        return Files([given[0]])
+    if not glob.has_magic(given[0]):
+        raise InputError(f"input {path} does not exist")
+    found = sorted(name for name in glob.iglob(given[0], recursive=True) if os.path.isfile(name))
+    if not found:
+        raise InputError(f"input {path} matches no file")
+    return Files(found)
+
+
+def _folder(path: Path) -> Files:
+    """The folder's own files that have a name of an image, sorted; nothing of its subfolders."""
+    try:
+        with os.scandir(path) as entries:
+            names = [e.name for e in entries if e.name[:1] != "." and e.name.lower().endswith(SUFFIXES) and e.is_file()]
+    except OSError as error:
+        raise InputError(f"input {path} cannot be read: {error.strerror}") from None
+    if not names:
+        raise InputError(f"input {path} has no files named {' '.join(SUFFIXES)}; a pattern takes any: '{path}/*'")
+    return Files(sorted(names), str(path))
+
+
+def _zarr(path: Path) -> Elements:
+    arrays = [(folder, zarr_arrays.shape_of(folder)) for folder in zarr_arrays.arrays_of(path)]
+    found = Elements(arrays)
+    if not found.count:
+        raise InputError(f"input {path} holds no arrays with items")
+    return found
