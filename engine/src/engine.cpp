@@ -67,9 +67,11 @@ std::shared_ptr<Job> Engine::submit(const rlsd_params &params, const rlsd_reques
 Bytes Engine::snapshot(Job &job) {
     const bool fetched = job.state == RLSD_ACTIVE && !job.drawn();
     if (fetched) backend_->fetch(job);
-    Bytes bytes = snapshot_of(job);
-    if (fetched) job.z = job.x = {};
-    return bytes;
+    const auto forget = [fetched](Job *drawn) {
+        if (fetched) drawn->z = drawn->x = {};
+    };
+    const std::unique_ptr<Job, decltype(forget)> state(&job, forget);
+    return snapshot_of(job);
 }
 
 std::int64_t Engine::left() const { return static_cast<std::int64_t>(queue_.size() + active_.size()); }
@@ -102,15 +104,18 @@ void Engine::tick() {
         admit();
         if (changed_) backend_->pack(active_);
         changed_ = false;
-    } catch (const Error &error) {
+        backend_->tick(active_);
+        conclude();
+    } catch (const Error &error) {  // a step that is left halfway cannot be done again: all jobs end
         drop_all(error.status, error.what());
         throw;
     } catch (const std::bad_alloc &) {
         drop_all(RLSD_OUT_OF_MEMORY, "out of memory");
         throw;
+    } catch (const std::exception &error) {
+        drop_all(RLSD_RUNTIME_ERROR, error.what());
+        throw;
     }
-    backend_->tick(active_);
-    conclude();
     ++ticks_;
     wall_ += now_seconds() - start;
     if (failed_ != RLSD_OK) throw Error(failed_, failure_);
@@ -174,7 +179,7 @@ void Engine::run() {
         } catch (const Error &error) {
             if (error.status == RLSD_CANCELLED) throw;
             if (first == RLSD_OK) first = error.status, message = error.what();
-        }
+        }  // what else is thrown has ended all jobs
         if (report(start, before)) cancel();
     }
     if (cancelled_.exchange(false) && first == RLSD_OK) throw Error(RLSD_CANCELLED, "the run was cancelled");

@@ -72,6 +72,8 @@ void Host::each(const std::vector<Batch *> &batches, void (Batch::*stage)()) {
         if (cancelled_ || !batches[i]->error.empty()) return;
         try {
             (batches[i]->*stage)();
+        } catch (const std::bad_alloc &) {
+            throw;
         } catch (const std::exception &error) {
             batches[i]->error = error.what();
         }

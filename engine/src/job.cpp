@@ -186,7 +186,6 @@ Adam Job::adam(double rate, std::int32_t n) const {
 Crowd Job::crowd() const {
     const float *features = phi.empty() ? z.value.data() : phi.data();
     Crowd crowd{features, crowd_size(), repulsion_dim, seed, item, static_cast<std::uint32_t>(step)};
-    crowd.first = address(-offset());
     crowd.scale = crowd_scale(features, crowd_size(), repulsion_dim);
     return crowd;
 }
@@ -203,11 +202,15 @@ void Job::mark_broken(std::int64_t particle) {
     }
 }
 
-void Job::fail(rlsd_status why, const std::string &what) {
+void Job::fail(rlsd_status why, std::string_view what) noexcept {
     if (done()) return;
     clear_outputs();
     status = why;
-    message = what;
+    try {
+        message = what;
+    } catch (const std::bad_alloc &) {
+        message.clear();
+    }
     finish();
 }
 

@@ -9,6 +9,7 @@
 #include <atomic>
 #include <cstring>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace rlsd {
@@ -68,7 +69,7 @@ struct Job {
     // Fills in the other processes' rows [crowd_size, dim]; a failure ends the job.
     void gather_rows(float *rows, std::int64_t dim);
     void mark_broken(std::int64_t particle);  // from any worker
-    void fail(rlsd_status why, const std::string &message);
+    void fail(rlsd_status why, std::string_view message) noexcept;
     void clear_outputs();
     std::size_t trace_count() const;    // values of the trace
     void finish();                      // the outputs are written: frees the state

@@ -148,8 +148,10 @@ TensorInfo read_tensor(const Api &api, const OrtSession *session, std::size_t in
     char *name = nullptr;
     api.check(api.default_allocator(&allocator), doing);
     api.check(name_of(session, index, allocator, &name), doing);
-    tensor.name = name;
-    api.check(api.allocator_free(allocator, name), doing);
+    const auto give_back = [&](char *memory) {
+        if (OrtStatus *status = api.allocator_free(allocator, memory)) api.release_status(status);
+    };
+    tensor.name = std::unique_ptr<char, decltype(give_back)>(name, give_back).get();
 
     OrtTypeInfo *raw = nullptr;
     api.check(type_of(session, index, &raw), doing);

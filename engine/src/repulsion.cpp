@@ -35,8 +35,8 @@ void tie_direction(const Crowd &c, std::int64_t i, std::int64_t j, RepulsionScra
     s.direction.resize(size);
     s.other.resize(size);
     const std::uint32_t stream = stream_tie_break + c.step;
-    normal(c.seed, c.item, c.first + static_cast<std::uint32_t>(i), stream, s.direction.data(), size);
-    normal(c.seed, c.item, c.first + static_cast<std::uint32_t>(j), stream, s.other.data(), size);
+    normal(c.seed, c.item, static_cast<std::uint32_t>(i), stream, s.direction.data(), size);
+    normal(c.seed, c.item, static_cast<std::uint32_t>(j), stream, s.other.data(), size);
     double square = 0;
     for (std::size_t e = 0; e < size; ++e) {
         s.direction[e] -= s.other[e];

@@ -13,7 +13,6 @@ struct Crowd {
     std::int64_t n, d;
     std::uint64_t seed;
     std::uint32_t item, step;
-    std::uint32_t first = 0;  // row i is particle first + i
     double scale = 1;  // root mean square norm of the features, 1 if that is 0: crowd_scale
 };
 

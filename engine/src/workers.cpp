@@ -1,12 +1,22 @@
 #include "workers.h"
 
+#include <utility>
+
 namespace rlsd {
 
 Workers::Workers(std::size_t threads) {
-    for (std::size_t i = 1; i < threads; ++i) threads_.emplace_back([this, i] { serve(i); });
+    threads_.reserve(threads);
+    try {
+        for (std::size_t i = 1; i < threads; ++i) threads_.emplace_back([this, i] { serve(i); });
+    } catch (...) {  // the system gives no more threads, or no memory: those that run must end first
+        stop();
+        throw;
+    }
 }
 
-Workers::~Workers() {
+Workers::~Workers() { stop(); }
+
+void Workers::stop() {
     {
         const std::lock_guard lock(mutex_);
         stop_ = true;
@@ -33,6 +43,7 @@ void Workers::run(std::size_t count, const std::function<void(std::size_t, std::
     work(0);
     std::unique_lock lock(mutex_);
     done_.wait(lock, [this] { return busy_ == 0; });
+    if (thrown_) std::rethrow_exception(std::exchange(thrown_, nullptr));
 }
 
 void Workers::serve(std::size_t worker) {
@@ -51,7 +62,13 @@ void Workers::serve(std::size_t worker) {
 }
 
 void Workers::work(std::size_t worker) {
-    for (std::size_t i = next_++; i < count_; i = next_++) (*body_)(i, worker);
+    try {
+        for (std::size_t i = next_++; i < count_; i = next_++) (*body_)(i, worker);
+    } catch (...) {
+        const std::lock_guard lock(mutex_);
+        if (!thrown_) thrown_ = std::current_exception();
+        next_ = count_;
+    }
 }
 
 }  // namespace rlsd
