@@ -20,10 +20,13 @@ WANTED = 2.0  # times the throughput of one after another
 
 @dataclass
 class Cell:
-    """One way at one load: its runs, one for each seed, and how its checked jobs compare with the same jobs alone."""
+    """One way at one load: its runs, one for each seed, and how its checked jobs compare with the same jobs alone.
+
+    load: a share of the packed way's capacity; None: a backlog, in which every job is there from the start.
+    """
 
     mix: Mix
-    load: float
+    load: float | None
     way: str
     runs: list[Figures] = field(default_factory=list)
     checked: int = 0
@@ -31,13 +34,22 @@ class Cell:
     same: bool = True
     wrong: str = ""
 
+    @property
+    def case(self) -> str:
+        return f"{self.mix} backlog" if self.load is None else f"{self.mix} load {self.load:.0%}"
+
     def __str__(self) -> str:
-        return f"{self.mix}, load {self.load:.0%}, {self.way}"
+        return f"{self.case}, {self.way}"
+
+    @property
+    def rate(self) -> float:
+        """Particle-steps/s: the median of the runs."""
+        return float(np.median([run.rate for run in self.runs]))
 
     def check(self, kept: Mapping[int, np.ndarray], wanted: Mapping[int, np.ndarray], allowed: float) -> None:
         """Compares the particles of jobs, by place. allowed: their relative error; with 0 the bytes must be equal."""
-        for place, want in wanted.items():
-            got = kept[place]
+        for place, got in kept.items():
+            want = wanted[place]
             error = float(np.linalg.norm(got - want) / np.linalg.norm(want))
             same = got.tobytes() == want.tobytes()
             self.checked += 1
@@ -46,50 +58,51 @@ class Cell:
                 self.wrong = f"job {place} differs from the same job alone: relative error {error:.1e}"
 
 
-def capacity_lines(mix: Mix, rates: Mapping[str, Sequence[float]]) -> list[Line]:
+def capacity_lines(row: Sequence[Cell]) -> list[Line]:
     """What each way gets done with a backlog."""
-    return [
-        {
-            "case": f"{mix} backlog",
-            "method": way,
-            "unit": "particle-steps/s",
-            **quartiles(values),
-            "rounds": len(values),
-        }
-        for way, values in rates.items()
-    ]
+    return [_line(cell) for cell in row]
 
 
-def load_lines(row: Sequence[Cell], capacities: Mapping[str, Sequence[float]]) -> list[Line]:
+def load_lines(row: Sequence[Cell], backlog: Sequence[Cell]) -> list[Line]:
     """The ways at one load, the packed one with its ratios to the others and the targets."""
-    lines = [_line(cell, float(np.median(capacities[cell.way]))) for cell in row]
+    capacities = {cell.way: cell.rate for cell in backlog}
+    lines = [_line(cell) | _waiting(cell, capacities[cell.way]) for cell in row]
     if any(cell.wrong for cell in row):
         return lines
-    cells = {cell.way: cell for cell in row}
-    ours, others = cells[Packed.name], [cell for cell in row if cell.way != Packed.name]
-    line = next(line for line in lines if line["method"] == Packed.name)
-    line["speedup"] = {each.way: _ratio(ours, each, lambda mine, its: mine.rate / its.rate) for each in others}
-    line["p99_shorter_by"] = {each.way: _ratio(ours, each, _p99_ratio) for each in others}
-    if ours.load == JUDGED_LOAD:
-        line["targets"] = _targets(line, ours.mix)
+    for cell, line in zip(row, lines):
+        if cell.way == Packed.name:
+            others = [other for other in row if other is not cell]
+            line["speedup"] = {each.way: _ratio(cell, each, lambda mine, its: mine.rate / its.rate) for each in others}
+            line["p99_shorter_by"] = {each.way: _ratio(cell, each, _p99_ratio) for each in others}
+            if cell.load == JUDGED_LOAD:
+                line["targets"] = _targets(line, cell.mix)
     return lines
 
 
-def _line(cell: Cell, capacity: float) -> Line:
-    common = {"case": f"{cell.mix} load {cell.load:.0%}", "method": cell.way, "mix": str(cell.mix), "load": cell.load}
+def _line(cell: Cell) -> Line:
+    """What was run, and its throughput if it was right."""
+    common = {"case": cell.case, "method": cell.way, "mix": str(cell.mix)}
     if cell.wrong:
         return {**common, "wrong": cell.wrong}
-    runs = cell.runs
-    waits = {f"p{p}": quartiles([run.percentiles[f"p{p}"] for run in runs]) for p in PERCENTILES}
-    everyone = latency([seconds for run in runs for seconds in run.latencies])
-    offered = quartiles([run.offered for run in runs])
     return {
-        **common, "unit": "particle-steps/s", **quartiles([run.rate for run in runs]), "offered": offered,
-        "jobs_per_second": quartiles([run.jobs for run in runs]), "latency": waits,
+        **common, "unit": "particle-steps/s", **quartiles([run.rate for run in cell.runs]), "rounds": len(cell.runs),
+        "jobs_per_second": quartiles([run.jobs for run in cell.runs]), "checked": cell.checked, "error": cell.error,
+        "same_bytes": cell.same,
+    }  # fmt: skip
+
+
+def _waiting(cell: Cell, capacity: float) -> Line:
+    """How long the jobs of a load took, if they were right; capacity: of the way, in particle-steps/s."""
+    if cell.wrong:
+        return {"load": cell.load}
+    waits = {f"p{p}": quartiles([run.percentiles[f"p{p}"] for run in cell.runs]) for p in PERCENTILES}
+    everyone = latency([seconds for run in cell.runs for seconds in run.latencies])
+    offered = quartiles([run.offered for run in cell.runs])
+    return {
+        "load": cell.load, "offered": offered, "latency": waits,
         "latency_of_all": {key: float(f"{value:.5g}") for key, value in everyone.items()},
-        "jobs": sum(len(run.latencies) for run in runs), "left": quartiles([run.left for run in runs]),
-        "capacity": float(f"{capacity:.5g}"), "diverges": offered["median"] > capacity, "rounds": len(runs),
-        "checked": cell.checked, "error": cell.error, "same_bytes": cell.same,
+        "jobs": sum(len(run.latencies) for run in cell.runs), "left": quartiles([run.left for run in cell.runs]),
+        "capacity": float(f"{capacity:.5g}"), "diverges": offered["median"] > capacity,
     }  # fmt: skip
 
 

@@ -58,7 +58,8 @@ def latency(seconds: Sequence[float]) -> dict[str, float]:
 class Figures:
     """One run. rate: particle-steps/s in the window; jobs: done a second in it; left: jobs not done at its end.
 
-    latencies: seconds from arrival to result of every job that arrived in the window. offered: particle-steps/s.
+    latencies: seconds from arrival to result of the jobs that were served to their end. offered: particle-steps/s of
+    the jobs that came.
     """
 
     rate: float
@@ -73,7 +74,7 @@ class Figures:
 
 
 def figures(arrivals: Sequence[Arrival], served: Served, window: float) -> Figures:
-    """Of a run to its end; the window is the first `window` seconds, in which all jobs arrived."""
+    """Of a run in whose first `window` seconds all jobs arrived."""
     done = sum(moment <= window for moment in served.finished.values())
     work = sum(each.job.particles * (each.job.params.steps - 1) for each in arrivals)
     return Figures(
@@ -81,5 +82,5 @@ def figures(arrivals: Sequence[Arrival], served: Served, window: float) -> Figur
         jobs=done / window,
         left=len(arrivals) - done,
         offered=work / window,
-        latencies=tuple(served.finished[place] - each.at for place, each in enumerate(arrivals)),
+        latencies=tuple(moment - arrivals[place].at for place, moment in sorted(served.finished.items())),
     )

@@ -21,17 +21,16 @@ def served(lines: Sequence[Line]) -> list[str]:
         "",
         *target_table(lines),
     ]
-    backlog = [line for line in lines if "load" not in line]
-    rows = [(line["case"], line["method"], _spread(line)) for line in backlog]
-    text += table(("capacity", "way", "particle-steps/s"), rows)
-    for case, chosen in by((line for line in lines if "load" in line), lambda line: line["case"]):
-        good = [line for line in chosen if "median" in line]
-        text += [f"**{case}**", "", *table(HEAD, [_row(line) for line in good])] if good else []
-        text += [f"- {case}, {line['method']}: wrong: {line['wrong']}" for line in chosen if "wrong" in line]
-        above = [line["method"] for line in good if line["diverges"]]
+    backlog = [line for line in lines if "load" not in line and "median" in line]
+    rows = [(line["case"], line["method"], _spread(line), _spread(line["jobs_per_second"])) for line in backlog]
+    text += table(("capacity", "way", "particle-steps/s", "jobs/s"), rows)
+    for case, chosen in by((line for line in lines if "latency" in line), lambda line: line["case"]):
+        text += [f"**{case}**", "", *table(HEAD, [_row(line) for line in chosen])]
+        above = [line["method"] for line in chosen if line["diverges"]]
         if above:
             text += [f"Above its capacity, its queue grows while jobs arrive: {', '.join(above)}.", ""]
-    return text
+    wrong = [f"- {line['case']}, {line['method']}: wrong: {line['wrong']}" for line in lines if "wrong" in line]
+    return [*text, *wrong, ""] if wrong else text
 
 
 def _row(line: Line) -> Sequence[Any]:

@@ -52,9 +52,9 @@ def serve(
     mixes: Annotated[
         str, typer.Option(metavar="N-N,...", help="Particles of a job, at least and at most; each is as frequent.")
     ] = "1-2,1-8",
-    window: Annotated[float, typer.Option(metavar="S", help="Seconds in which jobs arrive, in each run.")] = 4.5,
+    window: Annotated[float, typer.Option(metavar="S", help="Seconds in which jobs arrive, in each run.")] = 5.0,
     seeds: Annotated[int, typer.Option(metavar="R", help="Runs of everything, each with other arrivals.")] = 3,
-    steps: Annotated[int, typer.Option(metavar="K", help="Timesteps of a job.")] = 20,
+    steps: Annotated[int, typer.Option(metavar="K", help="Timesteps of a job.")] = 12,
     particles: Annotated[
         int, typer.Option(metavar="N", help="Particles in flight at most, and those of a full fixed batch.")
     ] = 16,

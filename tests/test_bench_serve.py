@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from rlsd.bench import report, serve
-from rlsd.bench.serve_lines import Cell, load_lines
+from rlsd.bench.serve_lines import Cell, capacity_lines, load_lines
 from rlsd.bench.serve_load import Figures, Mix, figures, latency, poisson, sizes
 from rlsd.bench.serve_queue import Arrival, FixedBatches, OneByOne, Packed, Served, Ticks, one_by_one, packed
 from rlsd.bench.serve_queue import serve as served_by
+from rlsd.bench.serve_report import served
 from rlsd.engine import Engine, Job, Params, Result
 from rlsd.models.fashion import PATH
 from rlsd.pipeline import cli
@@ -102,10 +103,10 @@ def test_percentiles_are_latencies_that_were_seen() -> None:
 
 def test_figures_of_a_run() -> None:
     arrivals = [Arrival(0.5, job(2)), Arrival(1.0, job(1))]  # 3 steps each: 9 particle-steps
-    served = Served({0: 2.0, 1: 6.0}, times=[0.0, 2.0, 6.0], steps=[10, 16, 19])
-    found = figures(arrivals, served, 4.0)
+    run = Served({0: 2.0, 1: 6.0}, times=[0.0, 2.0, 6.0], steps=[10, 16, 19])
+    found = figures(arrivals, run, 4.0)
     assert found == Figures(rate=7.5 / 4, jobs=1 / 4, left=1, offered=9 / 4, latencies=(1.5, 5.0))
-    assert served.rate(8.0) == 9 / 8  # all was done before
+    assert run.rate(8.0) == 9 / 8  # all was done before
 
 
 # ------------------------------------------------------------------ ways to serve
@@ -127,24 +128,24 @@ def test_when_each_job_is_done(way: Packed, finished: list[float]) -> None:
     """Jobs of 1, 2, 4 and 1 particles and 3 ticks, at 0, 1, 2 and 20."""
     arrivals = [Arrival(at, job(n)) for at, n in ((0, 1), (1, 2), (2, 4), (20, 1))]
     clock = Ticks(FakeEngine())
-    served = served_by(clock, arrivals, way, clock, keep=[1, 3])
-    assert [served.finished[place] for place in range(4)] == finished
-    assert {place: particles.tolist() for place, particles in served.kept.items()} == {1: [2], 3: [1]}
-    assert served.steps[-1] - served.steps[0] == 24 and served.rate(100) == pytest.approx(0.24)
+    found = served_by(clock, arrivals, way, clock, keep=[1, 3])
+    assert [found.finished[place] for place in range(4)] == finished
+    assert {place: particles.tolist() for place, particles in found.kept.items()} == {1: [2], 3: [1]}
+    assert found.steps[-1] - found.steps[0] == 24 and found.rate(100) == pytest.approx(0.24)
 
 
 def test_what_is_not_done_in_time_is_dropped() -> None:
     engine = FakeEngine()
     clock = Ticks(engine)
-    served = served_by(clock, [Arrival(0, job(1)), Arrival(2, job(2)), Arrival(9, job(4))], Packed(), clock, until=4)
-    assert served.finished == {0: 3} and served.rate(4) == (3 + 4) / 4
+    found = served_by(clock, [Arrival(0, job(1)), Arrival(2, job(2)), Arrival(9, job(4))], Packed(), clock, until=4)
+    assert found.finished == {0: 3} and found.rate(4) == (3 + 4) / 4
     assert [handle.released for handle in engine.handles] == [False, True]
 
 
 # ------------------------------------------------------------------ lines
 
 
-def row(rates: dict[str, float], p99: dict[str, float], load: float = 0.8, most: int = 2) -> list[Cell]:
+def row(rates: dict[str, float], p99: dict[str, float], load: float | None = 0.8, most: int = 2) -> list[Cell]:
     """Cells of two equal runs."""
     return [
         Cell(Mix(1, most, 19), load, way, [Figures(rate, 1.0, 3, 300.0, (p99[way],))] * 2)
@@ -153,12 +154,12 @@ def row(rates: dict[str, float], p99: dict[str, float], load: float = 0.8, most:
 
 
 RATES = {"packed": 300.0, "one after another": 100.0, "fixed batches": 290.0}
-CAPACITIES = {"packed": [400.0] * 2, "one after another": [110.0] * 2, "fixed batches": [390.0] * 2}
 P99 = {"packed": 1.0, "one after another": 7.0, "fixed batches": 1.5}
+BACKLOG = row({"packed": 400.0, "one after another": 110.0, "fixed batches": 390.0}, P99, None)
 
 
 def test_lines_of_a_load() -> None:
-    lines = {line["method"]: line for line in load_lines(row(RATES, P99), CAPACITIES)}
+    lines = {line["method"]: line for line in load_lines(row(RATES, P99), BACKLOG)}
     assert [lines[way]["diverges"] for way in RATES] == [False, True, False]
     ours = lines["packed"]
     assert ours["speedup"]["one after another"] == 3 and ours["p99_shorter_by"]["fixed batches"] == 1.5
@@ -166,11 +167,13 @@ def test_lines_of_a_load() -> None:
     assert ours["latency"]["p99"] == {"median": 1.0, "q1": 1.0, "q3": 1.0} and ours["jobs"] == 2
     slow = {**RATES, "packed": 199.0}
     late = {**P99, "packed": 1.51}
-    verdicts = [each["verdict"] for each in load_lines(row(slow, late), CAPACITIES)[0]["targets"]]
+    verdicts = [each["verdict"] for each in load_lines(row(slow, late), BACKLOG)[0]["targets"]]
     assert verdicts == ["missed", "missed"]
-    (only,) = load_lines(row(RATES, P99, most=8), CAPACITIES)[0]["targets"]
+    (only,) = load_lines(row(RATES, P99, most=8), BACKLOG)[0]["targets"]
     assert "p99" in only["name"] and "N=1-8 load 80%" in only["name"]
-    assert "targets" not in load_lines(row(RATES, P99, load=0.5), CAPACITIES)[0]
+    assert "targets" not in load_lines(row(RATES, P99, load=0.5), BACKLOG)[0]
+    line = capacity_lines(BACKLOG)[0]
+    assert (line["case"], line["method"], line["median"]) == ("N=1-2 backlog", "packed", 400) and "load" not in line
 
 
 def test_a_difference_leaves_no_figure() -> None:
@@ -181,9 +184,9 @@ def test_a_difference_leaves_no_figure() -> None:
     cells[2].check(near, want, 1e-3)
     assert (cells[1].same, cells[1].wrong, cells[1].checked) == (True, "", 2)
     assert not cells[2].same and cells[2].wrong == "" and 0 < cells[2].error < 1e-6
-    assert "median" in load_lines(cells, CAPACITIES)[2]
+    assert "median" in load_lines(cells, BACKLOG)[2]
     cells[0].check(near, want, 0.0)
-    lines = load_lines(cells, CAPACITIES)
+    lines = load_lines(cells, BACKLOG)
     assert "job 5 differs" in lines[0]["wrong"] and "median" not in lines[0]
     assert not any("targets" in line or "speedup" in line for line in lines)
     cells[1].check({**want, 0: want[0] * np.nan}, want, 1e-3)
@@ -215,8 +218,11 @@ def test_every_way_gives_the_bytes_of_a_job_alone(engine: Engine) -> None:
 def test_a_wrong_result_is_said(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = lambda engine, work: [1.001 * each for each in one_by_one(engine, work)]  # noqa: E731
     monkeypatch.setattr(serve, "one_by_one", alone)
-    lines = [line for line in serve.Race(engine, TINY, print).lines() if "load" in line]
+    lines = serve.Race(engine, TINY, print).lines()
     assert len(lines) == 3 and all("differs" in line["wrong"] and "median" not in line for line in lines)
+    facts = {"bench": "serve-cpu", "network": "fashion", "settings": str(TINY)}
+    text = "\n".join(served([{**line, **facts} for line in lines]))
+    assert text.count("- N=1-2 backlog, ") == 3 and "not all bytes equal" in text
 
 
 def test_too_few_arrivals_are_said(engine: Engine) -> None:
