@@ -19,7 +19,7 @@ from rlsd.pipeline.model import find_bundle
 FOLDER = Path(__file__).parent.parent / "examples" / "triton-server" / "rlsd"
 CONFIG = (FOLDER / "config.pbtxt").read_text()
 SETTINGS = {"threads": "1", "params.steps": "12"}  # less than the page's, for speed
-PARAMS = Params(steps=12, gamma=5, lr_x=0.1, lr_z=0.05)
+PARAMS = Params(steps=12, rho=0.1, gamma=5, lr_x=0.1, lr_z=0.05)
 RIGHT = np.repeat(np.float32([[0, 1]]), 16, axis=1).repeat(32, axis=0)  # [32, 32]: the right half is seen
 
 
@@ -102,7 +102,7 @@ def test_bad_requests_get_their_own_errors(model: Any) -> None:
         "operator is 'zoom'": request(operator="zoom"),
         "y has 5": request(y=np.zeros((1, 5), np.float32)),
         "y has a value": request(y=np.full((1, 1024), np.nan, np.float32)),
-        "parameters has 5 values; operator inpainting takes 1024: mask": request(parameters=np.ones((1, 5), np.float32)),
+        "parameters has 5 values; operator inpainting takes 1024: mask": request(parameters=np.ones((1, 5), "f4")),
         "parameters has 0": request(parameters=None),
         "particles is 65; allowed is 1 to 64": request(particles=np.array([[65]], np.int32)),
         "different numbers of particles": request(2, particles=np.array([[1], [2]], np.int32)),

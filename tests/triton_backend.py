@@ -1,6 +1,6 @@
 """A stand-in for triton_python_backend_utils, the module that NVIDIA's server gives to models of its Python backend.
 
-Only what its README documents (23.10 and newer), and strict where the server is: names, types and one response a request.
+Only what its README documents (23.10 and newer).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 
-class TritonModelException(Exception):  # noqa: N818 (the server's name)
+class TritonModelException(Exception):
     pass
 
 

@@ -134,7 +134,7 @@ static bool reconstruct(const options *o, work *w, const rlsd_tensor *mask) {
         return failed("rlsd.h");
     params.steps = (int32_t)o->steps;
     params.gamma = o->gamma;
-    params.lr_x = 0.1, params.lr_z = 0.05; /* for priors of this size; the defaults are for Stable Diffusion */
+    params.rho = 0.1, params.lr_x = 0.1, params.lr_z = 0.05; /* for priors of this size; the defaults are for Stable Diffusion */
     request.op = o->op;
     request.y = w->y;
     request.y_count = w->measured[1] * w->measured[2];

@@ -64,7 +64,7 @@ Frame submitted(rlsd::Engine &engine, const cv::Mat &frame, uint32_t number, con
     rlsd_params params = rlsd::params();
     params.steps = o.steps;
     params.gamma = 5;
-    params.lr_x = 0.1, params.lr_z = 0.05; // for priors of this size; the defaults are for Stable Diffusion
+    params.rho = 0.1, params.lr_x = 0.1, params.lr_z = 0.05; // for priors of this size; the defaults are for Stable Diffusion
     const rlsd_tensor parameter{"mask", const_cast<float *>(mask.data()), mask.size(), RLSD_FLOAT32};
     rlsd_request request = rlsd::request();
     request.op = "inpainting";

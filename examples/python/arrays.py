@@ -2,7 +2,7 @@
 
     python arrays.py BUNDLE IMAGES.npy OUT.npz [--particles N] [--steps K]
 
-IMAGES: uint8 [n, C, H, W], clean images; each is measured at a quarter of its resolution, with noise, and reconstructed.
+IMAGES: uint8 [n, C, H, W], clean images; each is measured at a quarter of its resolution, with noise.
 OUT: y [n, C, H / 4, W / 4], particles [n, N, C, H, W], mean and deviation [n, C, H, W], float32 in [-1, 1].
 """
 
@@ -46,11 +46,12 @@ def main() -> None:
     parser.add_argument("--particles", type=int, default=4)
     parser.add_argument("--steps", type=int, default=200)
     given = parser.parse_args()
-    params = Params(steps=given.steps, gamma=5, lr_x=0.1, lr_z=0.05)
+    params = Params(steps=given.steps, rho=0.1, gamma=5, lr_x=0.1, lr_z=0.15)
     with Engine(given.bundle) as engine:
         images = np.load(given.images, allow_pickle=False)
         if images.dtype != np.uint8 or images.shape[1:] != engine.image_shape:
-            parser.error(f"{given.images} has {images.dtype} {images.shape}; allowed is uint8 (n, *{engine.image_shape})")
+            wanted = ("n", *engine.image_shape)
+            parser.error(f"{given.images} is {images.dtype} {images.shape}; it has to be uint8 {wanted}")
         y = measured(engine, images.astype(np.float32) / 127.5 - 1)
         particles = reconstructed(engine, y, given.particles, params)
     np.savez(given.out, y=y, particles=particles, mean=particles.mean(1), deviation=particles.std(1))

@@ -1,4 +1,4 @@
-"""RLSD behind NVIDIA's Triton Inference Server: a model of its Python backend. docs/triton-server.md says how to load it."""
+"""RLSD behind NVIDIA's Triton Inference Server: a model of its Python backend; see docs/triton-server.md."""
 
 from __future__ import annotations
 
