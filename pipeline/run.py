@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
@@ -21,7 +21,7 @@ from rlsd.pipeline.lpips import Lpips, enlargement
 from rlsd.pipeline.output import OutputFolder
 from rlsd.pipeline.plots import calibration_plot, can_plot
 from rlsd.pipeline.progress import progress
-from rlsd.pipeline.reconstruct import reconstruct_items
+from rlsd.pipeline.reconstruct import Outcome, reconstruct_items
 from rlsd.pipeline.record import write_item
 from rlsd.pipeline.report import build_report, describe_run, to_json
 from rlsd.pipeline.spreadsheet import items_csv, particles_csv
@@ -38,12 +38,20 @@ class Finished:
 
 
 def run_plans(
-    engine: Engine, plans: Sequence[Plan], out: Path, *, overwrite: bool, console: Console, lpips: Lpips | None = None
+    engine: Engine,
+    plans: Sequence[Plan],
+    out: Path,
+    *,
+    overwrite: bool,
+    console: Console,
+    lpips: Lpips | None = None,
+    reconstruct: Callable[..., Generator[Outcome, None, None]] = reconstruct_items,
 ) -> Finished:
     """Reconstructs all sources of all plans into `out`; progress goes to `console`.
 
-    lpips: the perceptual distance, for the figures. Nothing is written before every input has been read once and found
-    good. Raises InputError, RlsdError, OSError.
+    lpips: the perceptual distance, for the figures. reconstruct: with the arguments and the results of
+    `reconstruct_items`. Nothing is written before every input has been read once and found good. Raises InputError,
+    RlsdError, OSError.
     """
     names = [source.name for plan in plans for source in plan.sources]
     if not names:
@@ -61,7 +69,7 @@ def run_plans(
     failed: list[dict[str, str]] = []
     with folder, progress(sum(plan.particle_steps() for plan in plans), console) as report:
         items = chain.from_iterable(load_items(engine, plan) for plan in plans)
-        with closing(reconstruct_items(engine, items, report=report)) as outcomes:
+        with closing(reconstruct(engine, items, report=report)) as outcomes:
             for outcome in outcomes:
                 if outcome.error is not None:
                     failed.append({"name": outcome.item.name, "error": outcome.error})
