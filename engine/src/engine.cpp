@@ -66,11 +66,11 @@ std::shared_ptr<Job> Engine::submit(const rlsd_params &params, const rlsd_reques
 
 Bytes Engine::snapshot(Job &job) {
     const bool fetched = job.state == RLSD_ACTIVE && !job.drawn();
-    if (fetched) backend_->fetch(job);
     const auto forget = [fetched](Job *drawn) {
         if (fetched) drawn->z = drawn->x = {};
     };
     const std::unique_ptr<Job, decltype(forget)> state(&job, forget);
+    if (fetched) backend_->fetch(job);
     return snapshot_of(job);
 }
 

@@ -4,6 +4,7 @@
 #include "tuning.h"
 
 #include <algorithm>
+#include <charconv>
 
 namespace rlsd {
 namespace {
@@ -11,6 +12,13 @@ namespace {
 constexpr std::int64_t aligned = 16;    // what sizes the kernels were promised to be multiples of
 constexpr double lower = 1.0 / 16;      // what a loss scale is multiplied with when a half has overflowed
 constexpr int redone_at_most = 4;       // in a job
+
+// 0 where there is none: what a bundle says in a line of `info` is only shown.
+std::size_t number_after(const std::string &line, std::size_t space) {
+    std::size_t number = 0;
+    std::from_chars(line.data() + space + 1, line.data() + line.size(), number);
+    return number;
+}
 
 }  // namespace
 
@@ -122,7 +130,7 @@ std::string Gpu::describe() {
     for (const std::string &line : bundle_.manifest().lines)
         for (const char *graph : {"decoder ", "features "})
             if (line.starts_with("info kept " + (graph + batch)))
-                kept += std::stoull(line.substr(line.rfind(' ') + 1)) / static_cast<std::size_t>(bundle_.batches().front());
+                kept += number_after(line, line.rfind(' ')) / static_cast<std::size_t>(bundle_.batches().front());
     std::string lines = text("device ", device_.name(), "\ncapability ", device_.capability(), "\nbytes_per_particle ", kept, "\n");
     for (const std::string &graph : bundle_.not_recorded()) lines += "not_recorded " + graph + "\n";
     for (const auto &[batch, time] : tuned_) lines += text("tuned ", batch, " ", time, "\n");
