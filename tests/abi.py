@@ -1,7 +1,8 @@
 """The binary interface of rlsd.h as a table: `python tests/abi.py` writes it to tests/abi.txt.
 
-It has, as on 64-bit systems, the size of every struct with offset, size and name of its fields, the values of the enums, and the functions and
-callbacks as they are declared. Only what is appended is accepted: programs that were compiled before have to go on.
+It has, as on 64-bit systems, the size of every struct with offset, size and name of its fields, the values of the
+enums, and the functions and callbacks as they are declared. Only what is appended is accepted: programs that were
+compiled before have to go on.
 """
 
 from __future__ import annotations
