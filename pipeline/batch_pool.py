@@ -73,7 +73,7 @@ class Pool:
             if self.stop() and not self.stopping:
                 self._tell(STOP)
                 self.stopping = True
-            more = more and not self.stopping and self._give_out(entries)
+            more = not self.stopping and self._give_out(entries)
             self._listen()
             if self.stopping and not self.processes:
                 raise KeyboardInterrupt
