@@ -2,13 +2,14 @@
 
 Jobs of a few particles arrive as a Poisson process. `packed`: each joins the engine's next tick. `one after another`:
 a job begins when the one before is done. `fixed batches`: what waits is collected up to so many particles or until a
-timeout, and that batch runs to its end before the next begins.
+timeout, and that batch runs to its end before the next begins. By default a batch has room for 16 particles, what the
+engine has in flight at most, near its best on two cores; and waits for 50 ms, half of what the smallest job takes.
 
-First each way serves a backlog: its capacity. The loads are shares of the packed way's, the same arrivals for all; at
-most of them one after another is above its own capacity, so that its queue grows for as long as jobs arrive: what its
-latencies say depends on the window then, and its throughput is its capacity. Throughput is counted in a fixed window;
-jobs that arrived in it are served to their end, so that every one of them has a latency. Some jobs of every run are
-compared with the same job run alone: a cell with a difference gets no figure.
+In each round every way first serves a backlog: its capacity. The loads are shares of the packed way's, with the same
+arrivals for all. Where one after another is above its own capacity, its queue grows for as long as jobs arrive: what
+its latencies say depends on the window then, and its throughput is its capacity. Throughput is counted in a fixed
+window that begins with nothing in flight; jobs that arrived in it are served to their end, so that each has a latency.
+Some jobs of every run are compared with the same job run alone: a cell with a difference gets no figure.
 """
 
 from __future__ import annotations
@@ -100,22 +101,24 @@ class Race:
         """Measures everything: a line for each mix, load and way."""
         s, lines = self.settings, []
         mixes = [Mix(least, most, s.steps - 1) for least, most in s.mixes]
-        capacities = {mix: self.backlog(mix) for mix in mixes}
-        cells: dict[tuple[Mix, float], list[Cell]] = {
-            (mix, load): [Cell(mix, load, way.name) for way in self.ways()]
-            for mix in mixes
-            if not any(cell.wrong for cell in capacities[mix])
-            for load in s.loads
-        }
+        rows = {(mix, load): self.row(mix, load) for mix in mixes for load in (None, *s.loads)}
         for seed in range(s.seeds):
-            for (mix, load), row in cells.items():
-                packed = next(cell for cell in capacities[mix] if cell.way == Packed.name)
-                self.round(row, load * packed.rate / mix.work, seed)
+            for mix in mixes:
+                packed = self.backlog(rows[mix, None], seed)
+                if any(cell.wrong for cell in rows[mix, None]):
+                    continue
+                for load in s.loads:
+                    self.round(rows[mix, load], load * packed / mix.work, seed)
         for mix in mixes:
-            lines += capacity_lines(capacities[mix])
-            for load in s.loads:
-                lines += load_lines(cells.get((mix, load), []), capacities[mix])
+            backlog = rows[mix, None]
+            lines += capacity_lines(backlog)
+            if not any(cell.wrong for cell in backlog):
+                lines += [line for load in s.loads for line in load_lines(rows[mix, load], backlog)]
         return lines
+
+    def row(self, mix: Mix, load: float | None) -> list[Cell]:
+        """A cell for each way."""
+        return [Cell(mix, load, way.name) for way in self.ways()]
 
     def ways(self, first: int = 0) -> list[Packed]:
         """All ways; `first` says which comes first, so that rounds may differ in it."""
@@ -129,18 +132,15 @@ class Race:
         for item, particles in enumerate(sizes(mix, seed, count)):
             yield replace(job(self.engine.image_shape, particles, params), seed=seed, item=item)
 
-    def backlog(self, mix: Mix) -> list[Cell]:
-        """What each way gets done when all jobs are there from the start: its capacity. A run for each seed."""
-        row, window = [Cell(mix, None, way.name) for way in self.ways()], self.settings.window
-        count = -(-self.settings.particles // mix.least)
-        for _ in range(2):  # the first warms up
-            seconds = measure.wall_seconds(lambda: self.engine.reconstruct(list(self.jobs(mix, 0, count))))
-        guess = sum(sizes(mix, 0, count)) * mix.steps / seconds
+    def backlog(self, row: Sequence[Cell], seed: int) -> float:
+        """One run of each way with all jobs there from the start; returns what `packed` got done, particle-steps/s."""
+        mix, window = row[0].mix, self.settings.window
+        some = list(self.jobs(mix, seed, -(-self.settings.particles // mix.least)))
+        seconds = min(measure.wall_seconds(lambda: self.engine.reconstruct(some)) for _ in range(2))
+        guess = sum(each.particles for each in some) * mix.steps / seconds
         enough = CHECKED + int(BACKLOG * guess * window / mix.work)
-        for seed in range(self.settings.seeds):
-            arrivals = [Arrival(0.0, each) for each in self.jobs(mix, seed, enough)]
-            self.runs(row, arrivals, range(CHECKED), seed, window)
-        return row
+        self.runs(row, [Arrival(0.0, each) for each in self.jobs(mix, seed, enough)], range(CHECKED), seed, window)
+        return next(cell.runs[-1].rate for cell in row if cell.way == Packed.name)
 
     def round(self, row: Sequence[Cell], rate: float, seed: int) -> None:
         """One run of each way with the same arrivals, `rate` jobs a second; checked, and put into the row's cells."""
@@ -164,7 +164,8 @@ class Race:
                 raise ValueError(f"window is {self.settings.window:g}: too short, no job was done in it")
             cell.check(served.kept, wanted, PLAIN_LIMIT if self.engine.on_gpu else 0.0)
             cell.runs.append(figures(arrivals, served, self.settings.window))
-            self.tell(f"{cell}, seed {seed}: {sentence(cell.runs[-1])}")
+            said = sentence(cell.runs[-1]) if cell.load else f"{cell.runs[-1].rate:.4g} particle-steps/s"
+            self.tell(f"{cell}, seed {seed}: {said}")
 
     def tell(self, text: str) -> None:
         """With the seconds so far."""
@@ -173,5 +174,4 @@ class Race:
 
 def sentence(run: Figures) -> str:
     """One run for people."""
-    waits = f", p99 {run.percentiles['p99']:.3g} s" if run.latencies else ""
-    return f"{run.rate:.4g} particle-steps/s{waits}, {run.left} jobs left"
+    return f"{run.rate:.4g} particle-steps/s, p99 {run.percentiles['p99']:.3g} s, {run.left} jobs left at the end"

@@ -226,9 +226,9 @@ def test_a_wrong_result_is_said(engine: Engine, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_too_few_arrivals_are_said(engine: Engine) -> None:
-    cells = [Cell(Mix(1, 2, 2), 0.2, way.name) for way in serve.Race(engine, TINY, print).ways()]
+    race = serve.Race(engine, TINY, print)
     with pytest.raises(ValueError, match=r"window is 0\.4: no job arrived"):
-        serve.Race(engine, TINY, print).round(cells, 1e-9, 0)
+        race.round(race.row(Mix(1, 2, 2), 0.2), 1e-9, 0)
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
