@@ -7,7 +7,10 @@ from typing import Any
 
 from rlsd.bench.tables import Line, by, number, table, target_table
 
-HEAD = ("way", "particle-steps/s", "jobs/s", "jobs left", "p50 s", "p95 s", "p99 s", "as fast as", "p99 shorter by")
+HEAD = (
+    "way", "particle-steps/s", "jobs/s", "jobs left", "p50 s", "p95 s", "p99 s", "p99 of all s", "of jobs",
+    "as fast as", "p99 shorter by",
+)  # fmt: skip
 
 
 def served(lines: Sequence[Line]) -> list[str]:
@@ -15,8 +18,8 @@ def served(lines: Sequence[Line]) -> list[str]:
     checked = sum(line.get("checked", 0) for line in lines)
     same = all(line.get("same_bytes", True) and "wrong" not in line for line in lines)
     text = [
-        f"{lines[0]['network']}: {lines[0]['settings']}. Medians over the seeds, quartiles in brackets; loads are "
-        f"shares of the packed way's capacity. {checked} jobs compared with the same job alone: "
+        f"{lines[0]['network']}: {lines[0]['settings']}. Medians over the seeds, quartiles in brackets; `of all`: "
+        f"of the jobs of all seeds together. Loads are shares of the packed way's capacity. {checked} jobs compared with the same job alone: "
         f"{'all bytes equal' if same else 'not all bytes equal'}.",
         "",
         *target_table(lines),
@@ -35,7 +38,8 @@ def served(lines: Sequence[Line]) -> list[str]:
 
 def _row(line: Line) -> Sequence[Any]:
     waits = [_spread(line["latency"][key]) for key in ("p50", "p95", "p99")]
-    return (line["method"], _spread(line), _spread(line["jobs_per_second"]), _spread(line["left"]), *waits,
+    everyone = (number(line["latency_of_all"]["p99"]), line["jobs"])
+    return (line["method"], _spread(line), _spread(line["jobs_per_second"]), _spread(line["left"]), *waits, *everyone,
             _ratios(line.get("speedup", {})), _ratios(line.get("p99_shorter_by", {})))  # fmt: skip
 
 
