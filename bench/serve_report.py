@@ -19,7 +19,8 @@ def served(lines: Sequence[Line]) -> list[str]:
     same = all(line.get("same_bytes", True) and "wrong" not in line for line in lines)
     text = [
         f"{lines[0]['network']}: {lines[0]['settings']}. Medians over the seeds, quartiles in brackets; `of all`: "
-        f"of the jobs of all seeds together. Loads are shares of the packed way's capacity. {checked} jobs compared with the same job alone: "
+        f"of the jobs of all seeds together. Loads are shares of the packed way's capacity. "
+        f"{checked} jobs compared with the same job alone: "
         f"{'all bytes equal' if same else 'not all bytes equal'}.",
         "",
         *target_table(lines),
