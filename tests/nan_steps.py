@@ -1,4 +1,4 @@
-"""NaN put into each output of each network at each step of a run: the engine must find it within that step and say where.
+"""NaN put into each output of each network at each step of a run: the engine must find it in that step and say where.
 
 python tests/nan_steps.py        prints the figures; 1 as exit status if one was found late, elsewhere, or not at all
 
@@ -45,7 +45,7 @@ class State:
 
 @dataclass(frozen=True)
 class Verdict:
-    """output: network and output. found: the tick that failed, None if none did. fault: what is wrong, None if nothing."""
+    """output: network and output. found: the tick that failed, or None. fault: what is wrong, or None."""
 
     output: str
     variant: str
@@ -61,7 +61,7 @@ def the_job(variant: str) -> Job:
 
 
 def undisturbed(bundle: Path, variant: str) -> list[State]:
-    """The states at the beginning of each of the STEPS ticks of a run on the healthy bundle, and of the last decoding."""
+    """The states when each step of a run on the healthy bundle begins, and at the last decoding."""
     job, states = the_job(variant), []
     with Engine(bundle, threads=1) as engine:
         handle = engine.submit(job)
@@ -91,7 +91,7 @@ def known_input(output: str, state: State, particle: int) -> tuple[str, Array]:
 
 
 def poisoned(graph: bytes, output: str, given: str, value: Array) -> bytes:
-    """The graph, whose `output` is NaN for each sample whose input `given` is `value` [n]; n = 0 for the number t."""
+    """The graph, whose `output` is NaN for each sample whose input `given` is `value` [n]."""
     model = onnx.load_from_string(graph)
     shapes = {
         v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in (*model.graph.input, *model.graph.output)
@@ -101,7 +101,7 @@ def poisoned(graph: bytes, output: str, given: str, value: Array) -> bytes:
         node.input[:] = ["clean" if name == output else name for name in node.input]
     constants = {
         "nan": np.array(np.nan, np.float32), "value": value, "near": np.array(NEAR, np.float32), "axis": np.array([1]),
-        "flat": np.array([shapes[given][0], max(value.size, 1)]), "one": np.array([shapes[output][0], *[1] * (len(shapes[output]) - 1)]),
+        "flat": np.array([BATCH, value.size]), "one": np.array([BATCH, *[1] * (len(shapes[output]) - 1)]),
     }  # fmt: skip
     model.graph.initializer.extend(numpy_helper.from_array(v, "poison." + name) for name, v in constants.items())
     steps = [
@@ -145,11 +145,11 @@ def timestep(step: int) -> int:
 
 
 def used(output: str, variant: str, step: int) -> bool:
-    """Whether the engine needs that output at that step: x has its gradient one tick later, the last tick only decodes."""
-    if output in ("decoder.image",):
+    """Whether the engine needs that output then: x has its gradient one tick later, the last tick only decodes."""
+    if output == "decoder.image":
         return True
     if output.endswith("loss.grad"):
-        return 0 < step if variant == "rlsd" else step < STEPS
+        return step > 0 if variant == "rlsd" else step < STEPS
     return step < STEPS
 
 
