@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from rlsd.engine.files import read_regular
 from rlsd.pipeline.errors import InputError
 
 LARGEST_CHUNK, LARGEST_METADATA = 1 << 30, 1 << 20  # bytes
@@ -83,20 +84,30 @@ def digest(values: np.ndarray) -> str:
     return hashlib.sha256(values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()).hexdigest()
 
 
-@lru_cache(maxsize=64)
 def _opened(folder: Path) -> Any:
+    file = _description(folder)
+    return _open(folder, os.path.realpath(folder), file.stat().st_mtime_ns if file.exists() else 0)
+
+
+def _description(folder: Path) -> Path:
+    file = folder / ".zarray"
+    return file if file.is_file() else folder / "zarr.json"
+
+
+@lru_cache(maxsize=64)
+def _open(folder: Path, real: str, _changed: int) -> Any:
+    """The array, opened once as long as it stays the same."""
     try:
         import zarr
     except ModuleNotFoundError:
         raise InputError(f"{folder} needs zarr, which is not installed: pip install 'rlsd[batch]'") from None
-    file = folder / ".zarray"
-    facts = _metadata(file if file.is_file() else folder / "zarr.json")
+    facts = _metadata(_description(folder))
     for name in _codecs(facts):
         if name.removeprefix("numcodecs.") not in CODECS:
             raise InputError(f"{folder} is stored with the codec {name!r}; allowed are {', '.join(sorted(CODECS))}")
     _refuse_links(folder)
     try:
-        array = zarr.open_array(str(folder), mode="r")
+        array = zarr.open_array(real, mode="r")
         chunk = prod(array.chunks) * array.dtype.itemsize
     except Exception as error:
         raise InputError(f"{folder} cannot be read as zarr ({' '.join(str(error).split())[:160]})") from None
@@ -111,13 +122,9 @@ def _opened(folder: Path) -> Any:
 
 def _metadata(file: Path) -> Mapping[str, Any]:
     try:
-        if file.stat().st_size > LARGEST_METADATA:
-            raise InputError(f"{file} has more than {LARGEST_METADATA} bytes")
-        facts = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{file} cannot be read as JSON") from None
+        facts = json.loads(read_regular(file, LARGEST_METADATA))  # not through a link
+    except (OSError, ValueError, RecursionError):
+        raise InputError(f"{file} cannot be read as JSON of at most {LARGEST_METADATA} bytes") from None
     if not isinstance(facts, dict):
         raise InputError(f"{file} is not a description of an array")
     return facts

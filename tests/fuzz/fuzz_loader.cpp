@@ -14,12 +14,12 @@
 namespace {
 
 const std::string &folder() {
-    static const std::string made = [] {
+    static const std::string &made = *new std::string([] {  // outlives all statics, as it is used at the end
         char name[] = "/dev/shm/rlsd-fuzz-XXXXXX";
         if (mkdtemp(name) == nullptr) std::abort();
         std::atexit([] { std::filesystem::remove_all(folder()); });
         return std::string(name);
-    }();
+    }());
     return made;
 }
 
