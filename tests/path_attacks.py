@@ -2,7 +2,7 @@
 
 python tests/path_attacks.py        prints one line an attack; 1 as exit status if one gets out
 
-Every attack aims at one file outside its folder, the canary, that holds just what would be accepted if it were read. The
+Every attack aims at one file outside its folder, the canary, that holds what would be accepted if it were read. The
 kernel tells whether anybody opened it (inotify). A hard link is the file itself: there what counts is that bytes with
 another digest are refused, and that no message repeats them.
 """
@@ -115,7 +115,8 @@ def named_paths() -> Iterator[Attack]:
     """A fact that names the canary's path instead of a file's name."""
     forms = (
         "../outside/canary", "{outside}/canary", "./../outside/canary", "sub/../../outside/canary", "link/canary", "..",
-        "../bundle/{file}", "/{file}", "..\\outside\\canary", "%2e%2e/outside/canary", "~/canary", "canary\0", "a" * 5000,
+        "../bundle/{file}", "/{file}", "..\\outside\\canary", "%2e%2e/outside/canary", "~/canary", "canary\0",
+        "a" * 5000,
     )  # fmt: skip
     for i, form in enumerate(forms):
         for file in (LISTED[i % len(LISTED)], LISTED[(i + 2) % len(LISTED)]):

@@ -1,4 +1,4 @@
-"""Writes first inputs for the fuzzers from the tiny bundle: python tests/fuzz/seeds.py FOLDER, once; libFuzzer goes on."""
+"""Writes first inputs for the fuzzers, from the tiny bundle: python tests/fuzz/seeds.py FOLDER."""
 
 from __future__ import annotations
 
