@@ -2,10 +2,10 @@
 
     python tests/batch_kills.py --kills 200
 
-A run is killed at a random time, or by itself right before or after the n-th call that changes the disk, or at the n-th
-fsync with the file cut short, as a power failure would leave it; of two workers one is killed, or the process that leads
-them. After every kill all that the output folder shows must be as in the undisturbed run, or not be there; then the same
-command is started again. A folder that a run has ended in must be the undisturbed one's exactly.
+A run is killed at a random time, or by itself right before or after the n-th call that changes the disk, or at the
+n-th fsync with the file cut short, as a power failure would leave it; of two workers one is killed, or the process that
+leads them. After every kill all that the output folder shows must be as in the undisturbed run, or not be there; then
+the same command is started again. A folder that a run has ended in must be the undisturbed one's exactly.
 """
 
 from __future__ import annotations
