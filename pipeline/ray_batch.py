@@ -14,9 +14,10 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -54,19 +55,25 @@ class Cluster:
     @contextmanager
     def joined(self) -> Iterator[None]:
         """Ray, as it is if this process has joined a cluster already. InputError when there is none at the address."""
-        if ray.is_initialized():
-            yield
-            return
-        own = {"num_cpus": self.workers * self.threads, "include_dashboard": False, "object_store_memory": STORE}
-        options = own if self.address == "local" else {}
+        here = ray.is_initialized()
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+        if self.address == "local":
+            cpus = self.workers * self.threads
+            options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": STORE}
         try:
-            ray.init(self.address, log_to_driver=False, logging_level=logging.WARNING, **options)
+            if not here:
+                ray.init(self.address, **options)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise InputError(f"ray {self.address}: {' '.join(str(error).split())}") from None
         try:
+            what, needed = ("GPU", 1) if self.gpu else ("CPU", self.threads)
+            found = ray.cluster_resources().get(what, 0)
+            if found < needed:
+                raise InputError(f"ray {self.address}: the cluster has {found:g} {what}s, a worker needs {needed}")
             yield
         finally:
-            ray.shutdown()
+            if not here:
+                ray.shutdown()
 
 
 class Actor:
@@ -162,15 +169,15 @@ def _dataset(cluster: Cluster, work: Work, entries: Sequence[Entry]) -> ray.data
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     rows = [{"entry": json.dumps(asdict(entry))} for entry in entries]
     piece = max(1, min(PIECE // work.settings.particles, -(-len(rows) // cluster.workers)))
-    given = (work, os.getcwd(), sha256(Path(work.out) / RUN), uuid4().hex)
-    resources = {"num_gpus": 1} if cluster.gpu else {"num_cpus": cluster.threads}
+    given = (replace(work, threads=cluster.threads), os.getcwd(), sha256(Path(work.out) / RUN), uuid4().hex)
     return ray.data.from_items(rows, override_num_blocks=-(-len(rows) // piece)).map_batches(
         Actor,
         fn_constructor_args=given,
         batch_size=piece,
         compute=ray.data.ActorPoolStrategy(size=cluster.workers, max_tasks_in_flight_per_actor=1),
         udf_modifying_row_count=True,
-        **resources,
+        num_gpus=1 if cluster.gpu else None,
+        num_cpus=None if cluster.gpu else cluster.threads,
     )
 
 
