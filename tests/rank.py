@@ -22,7 +22,7 @@ START.set_forkserver_preload(["rlsd.pipeline.distributed"])
 
 
 class Signalled(Engine):
-    """Sends a signal to its own process when it is about to take a step."""
+    """Sends a signal to its own process when it is about to take a step, or fails (signal 0)."""
 
     def __init__(self, bundle: Path, at: tuple[int, int] | None):
         super().__init__(bundle, threads=1)
@@ -30,6 +30,8 @@ class Signalled(Engine):
 
     def tick(self) -> int:
         if self.at is not None and self.ticks == self.at[0]:
+            if not self.at[1]:
+                raise OSError(28, "No space left on device")
             os.kill(os.getpid(), self.at[1])
         self.ticks += 1
         return super().tick()

@@ -111,12 +111,23 @@ def test_one_that_does_not_answer(tmp_path: Path, bundle: Path) -> None:
 
 
 def test_an_error_of_one_ends_all(tmp_path: Path, bundle: Path) -> None:
+    job = make_job(NETS, particles=5, params=params())
+    assert launch(3, tmp_path, bundle, [job], {"signals": {1: (6, 0)}}) == [1] * 3
+    errors = [(tmp_path / f"{rank}.error").read_text() for rank in range(3)]
+    assert errors[1] == "OSError: [Errno 28] No space left on device"
+    for rank in (0, 2):
+        why = "process 1 has failed; its own message says why"
+        assert errors[rank] == f"RlsdError: process {rank} of 3: {why}"
+
+
+def test_what_cannot_be(tmp_path: Path, bundle: Path) -> None:
     assert launch(2, tmp_path, bundle, [make_job(NETS, particles=1, params=params())], {}) == [1, 1]
     assert "2 processes need at least one each" in (tmp_path / "1.error").read_text()
-    launch(3, tmp_path, bundle, [make_job(NETS, particles=3, params=params())],
-           {"every": 5, "signals": {0: (6, signal.SIGKILL)}})  # fmt: skip
-    (tmp_path / "snapshots" / "1-of-3.step-5.snapshot").rename(tmp_path / "snapshots" / "1-of-2.step-5.snapshot")
-    (tmp_path / "snapshots" / "0-of-3.step-5.snapshot").unlink()
-    (tmp_path / "snapshots" / "2-of-3.step-5.snapshot").unlink()
+    (tmp_path / "snapshots").mkdir()
+    (tmp_path / "snapshots" / "1-of-2.step-5.snapshot").touch()
     assert launch(3, tmp_path, bundle, [make_job(NETS, particles=3, params=params())], {"every": 5}) == [1] * 3
     assert "has snapshots of 2 processes, but there are 3" in (tmp_path / "0.error").read_text()
+    (tmp_path / "snapshots" / "1-of-2.step-5.snapshot").rename(tmp_path / "snapshots" / "0-of-2.step-5.snapshot")
+    (tmp_path / "snapshots" / "1-of-2.step-5.snapshot").touch()
+    assert launch(2, tmp_path, bundle, [make_job(NETS, particles=3, params=params())], {"every": 5}) == [1] * 2
+    assert "0-of-2.step-5.snapshot: " in (tmp_path / "0.error").read_text()  # empty: not of this job
