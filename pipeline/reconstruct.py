@@ -67,10 +67,10 @@ def reconstruct_items(
             over = [handle.info().state == DONE for _, handle in pending]
             done = [pair for pair, is_over in zip(pending, over) if is_over]
             pending = [pair for pair, is_over in zip(pending, over) if not is_over]
-            if watch:
-                watch(pending)
             for item, handle in done:
                 yield _outcome(item, handle, tolerated)
+            if watch:
+                watch(pending)
 
 
 _END = object()
