@@ -2,15 +2,17 @@
 
     python -m rlsd.bench.batch throughput --data /usr/share/datasets/fashion-mnist
     python -m rlsd.bench.batch memory --data /usr/share/datasets/fashion-mnist
+    python -m rlsd.bench.batch plot
 
 `throughput` first checks that both give the same bytes, then lets them do the same jobs in turn, round by round: the
 engine from arrays to arrays, the batch from PNG files to a folder of results, synced. `memory` watches a run of the
-command from outside.
+command from outside, and `plot` draws the last one that was watched to docs/batch-memory.png.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import subprocess
 import sys
@@ -37,12 +39,13 @@ from rlsd.pipeline.tasks import find_task
 
 BUNDLE, TASK = PATH / "bundle", "half"
 SECONDS_BETWEEN_SAMPLES = 1.0
+PICTURE = Path(__file__).resolve().parent.parent / "docs" / "batch-memory.png"
 
 
 def main(given: Sequence[str] | None = None) -> None:
     """Measures and appends to bench/results/batch-throughput.jsonl or batch-memory.jsonl."""
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    arguments.add_argument("what", choices=["throughput", "memory"])
+    arguments.add_argument("what", choices=["throughput", "memory", "plot"])
     arguments.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
     arguments.add_argument("--items", type=int, help="default: 32 for throughput, 10000 for memory")
     arguments.add_argument("--particles", "-n", type=int, help="default: 8 for throughput, 2 for memory")
@@ -50,6 +53,9 @@ def main(given: Sequence[str] | None = None) -> None:
     arguments.add_argument("--rounds", type=int, default=7, help="of throughput")
     arguments.add_argument("--workers", type=int, default=1, help="of memory")
     options = arguments.parse_args(given)
+    if options.what == "plot":
+        print("written to", plot(measure.RESULTS / "batch-memory.jsonl", PICTURE))
+        return
     throughput = options.what == "throughput"
     items, particles, steps = (
         value or default
@@ -171,6 +177,23 @@ def items_done(metrics: Path) -> int:
         return 0
     values = dict(line.split() for line in metrics.read_text().splitlines() if not line.startswith("#"))
     return int(values["rlsd_batch_items_done_total"])
+
+
+def plot(rows: Path, out: Path) -> Path:
+    """The resident memory of the last run in the file of rows, over the items done."""
+    from matplotlib.figure import Figure
+
+    lines = [json.loads(line) for line in rows.read_text().splitlines()]
+    lines = [line for line in lines if line["time"] == lines[-1]["time"]]
+    last = lines[-1]
+    figure = Figure(figsize=(6, 3.2), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    axes.plot([line["done"] for line in lines], [line["resident_mib"] for line in lines])
+    axes.set(xlabel="items done", ylabel="resident memory, MiB", ylim=(0, None), xlim=(0, last["items"]))
+    axes.set_title(f"rlsd batch, {last['items']:,} items of Fashion-MNIST", fontsize=10)
+    axes.grid(True, alpha=0.3)
+    figure.savefig(out, metadata={"Software": None})
+    return out
 
 
 if __name__ == "__main__":

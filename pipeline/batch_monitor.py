@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -64,12 +64,18 @@ class Monitor:
 
     def log(self, event: Event) -> None:
         """A line of the log."""
-        if self._log:
-            facts = {"time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"), "event": event.kind}
-            facts |= {"item": event.index, "name": event.name} if event.index >= 0 else {}  # type: ignore[dict-item]
-            facts |= {"text": event.text} if event.text else {}
-            facts |= {"seconds": round(event.number, 3)} if event.kind == "done" else {}  # type: ignore[dict-item]
+        if self._log is None:
+            return
+        facts: dict[str, Any] = {"time": datetime.now(timezone.utc).isoformat(timespec="milliseconds")}
+        facts["event"] = event.kind
+        facts |= {"item": event.index, "name": event.name} if event.index >= 0 else {}
+        facts |= {"text": event.text} if event.text else {}
+        facts |= {"seconds": round(event.number, 3)} if event.kind == "done" else {}
+        try:
             self._log.write(json.dumps(facts) + "\n")
+        except OSError as error:  # no reason to stop the batch
+            self._log = None
+            self.say(f"log cannot be written: {error.strerror}; the batch goes on without")
 
     def say(self, text: str) -> None:
         """A line for people."""
@@ -83,7 +89,7 @@ class Monitor:
             self.say(self.summary())
         if self.metrics and now - self._written >= SECONDS_BETWEEN_METRICS:
             self._written = now
-            self.write()
+            self._try_to_write()
 
     def summary(self) -> str:
         """How far it is, as a sentence."""
@@ -109,13 +115,21 @@ class Monitor:
         temporary.write_text(self.text())
         os.replace(temporary, self.metrics)
 
+    def _try_to_write(self) -> None:
+        try:
+            self.write()
+        except OSError as error:  # no reason to stop the batch
+            self.say(f"metrics {self.metrics} cannot be written: {error.strerror}; the batch goes on without")
+            self.metrics = None
+
     def close(self) -> None:
         """The last figures."""
         self.values["running"] = 0
         if self.metrics:
-            self.write()
+            self._try_to_write()
         if self._log:
-            self._log.close()
+            with suppress(OSError):
+                self._log.close()
 
 
 @contextmanager

@@ -11,10 +11,9 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 
 from rlsd.engine import RlsdError, Status
-from rlsd.pipeline.batch_folder import OutputError
+from rlsd.pipeline.batch_errors import error_of
 from rlsd.pipeline.batch_process import END, STOP
 from rlsd.pipeline.batch_work import Emit, Event, Work
-from rlsd.pipeline.errors import InputError
 from rlsd.pipeline.manifest import Entry
 
 MOST_AT_ONCE = 1024  # particles given to a worker and not done
@@ -136,7 +135,7 @@ class Pool:
 
     def _take(self, process: Process, event: Event) -> None:
         if event.kind == "fatal":
-            raise _error(event)
+            raise error_of(event)
         if event.kind == "ready":
             process.ready, self.failed_starts = True, 0
         if event.kind in ("done", "failed"):
@@ -184,12 +183,3 @@ class Pool:
 def _send(process: Process, word: object) -> None:
     with suppress(ConnectionError):  # it has died: listening finds out
         process.line.send(word)
-
-
-def _error(event: Event) -> Exception:
-    """What a worker raised, once more."""
-    if event.name == "input":
-        return InputError(event.text)
-    if event.name == "engine":
-        return RlsdError(Status(event.index), event.text)
-    return OutputError(event.index, event.text, event.name.partition(" ")[2])

@@ -16,7 +16,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from rlsd.engine import RlsdError
-from rlsd.pipeline.batch_work import Event, Nothing, Work, work_on
+from rlsd.pipeline.batch_errors import fatal_event
+from rlsd.pipeline.batch_work import Nothing, Work, work_on
 from rlsd.pipeline.errors import InputError
 from rlsd.pipeline.manifest import Entry
 
@@ -61,14 +62,8 @@ def serve(connection: Connection) -> None:
         work_on(work, line, connection.send, lambda: line.stopping)
     except KeyboardInterrupt:
         pass  # the leading process asked for it
-    except InputError as error:
-        connection.send(Event("fatal", name="input", text=str(error)))
-    except RlsdError as error:
-        connection.send(Event("fatal", int(error.status), "engine", str(error)))
-    except OSError as error:
-        connection.send(
-            Event("fatal", error.errno or 0, f"system {error.filename or ''}", error.strerror or str(error))
-        )
+    except (InputError, RlsdError, OSError) as error:
+        connection.send(fatal_event(error))
 
 
 def main() -> None:

@@ -101,11 +101,11 @@ def work_on(work: Work, feed: Feed, emit: Emit, stop: Callable[[], bool]) -> Non
 
 
 def full_window(engine: Engine) -> int:
-    """Particles that keep the engine full: two of its largest batches for each thread; more on a GPU."""
+    """Particles that keep the engine full: four of its largest batches for each thread, and more on a GPU."""
     facts = engine.describe()
     largest = max(int(line.split()[1]) for line in facts["graph"])
     threads = int(facts["threads"][0]) if facts["device"] == ["cpu"] else 16
-    return 2 * largest * threads
+    return 4 * largest * threads
 
 
 class Worker:

@@ -304,6 +304,16 @@ def test_metrics_over_http() -> None:
         urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=1)
 
 
+def test_metrics_that_cannot_be_written_stop_nothing(monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("there").mkdir()
+    monkeypatch.setattr(Monitor, "look", lambda self: shutil.rmtree("there", ignore_errors=True))
+    assert batch("--metrics", "there/metrics") == 0
+    assert "metrics there/metrics cannot be written: No such file" in capsys.readouterr().err
+    if os.path.exists("/dev/full"):
+        assert batch("--log", "/dev/full", out="other") == 0
+        assert "log cannot be written: No space left on device; the batch goes on" in capsys.readouterr().err
+
+
 def test_workers_share_processors_and_devices() -> None:
     facts = batches.facts_of(Path("bundle"))
     given = batches.Batch(work("out"), ["in"], workers=3)
