@@ -23,6 +23,9 @@ SECTIONS = {
 }
 INSTALL, RUNTIME = SECTIONS["Install"]
 OPENCV = subprocess.run(["pkg-config", "--exists", "opencv4"]).returncode == 0 if shutil.which("pkg-config") else False
+needs_opencv = pytest.mark.skipif(
+    not OPENCV, reason="OpenCV is not installed (Debian: apt-get install --no-install-recommends libopencv-dev)"
+)
 ENVIRONMENT = os.environ | {
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     "CMAKE_BUILD_TYPE": "None",  # no optimisation: that is most of the time, and the networks are ONNX Runtime's
@@ -36,6 +39,13 @@ def run(*scripts: str, folder: Path) -> str:
     done = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def failed(program: Path, words: str, message: str) -> None:
+    """Runs a program that must say this and fail."""
+    environment = ENVIRONMENT | {"RLSD_ONNXRUNTIME": str(find_onnxruntime())}
+    done = subprocess.run([program, *words.split()], env=environment, capture_output=True, text=True)
+    assert done.returncode in (1, 2) and message in done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -113,17 +123,39 @@ def test_c(build: Path) -> None:
 def test_c_says_what_is_wrong(build: Path, tmp_path: Path, words: str, message: str) -> None:
     for name, path in {"BUNDLE": BUNDLE, "IMAGE": ROOT / "examples/data/bag.pgm", "OUT": tmp_path / "out"}.items():
         words = words.replace(name, str(path))
-    environment = ENVIRONMENT | {"RLSD_ONNXRUNTIME": str(find_onnxruntime())}
-    command = [build / "c" / "rlsd_pgm", *words.split()]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode in (1, 2) and message in done.stderr
+    failed(build / "c" / "rlsd_pgm", words, message)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(not OPENCV, reason="OpenCV is not installed (Debian: apt-get install libopencv-dev)")
-def test_cpp(checkout: Path) -> None:
-    printed = run(RUNTIME, *SECTIONS["C++ and OpenCV"], folder=checkout)
-    assert "4 frames, at most 4 at once" in printed
+@pytest.fixture(scope="module")
+def stream(checkout: Path) -> str:
+    """What the program of the section on C++ prints; it is built there."""
+    return run(RUNTIME, *SECTIONS["C++ and OpenCV"], folder=checkout)
+
+
+@needs_opencv
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "usage"),
+        ("BUNDLE FRAMES OUT 0 0 14 29", "the hidden part does not lie in 28 x 28 pixels"),
+        ("BUNDLE FRAMES OUT 0 0 14 28 --particles 0", "--particles is 0"),
+        ("BUNDLE /nowhere/%02d.png OUT 0 0 14 28", "cannot open the stream /nowhere"),
+        ("/nowhere FRAMES OUT 0 0 14 28", "manifest.txt"),
+        ("BUNDLE FRAMES /nowhere 0 0 14 28 --steps 2 --particles 1", "/nowhere/0000.png"),
+    ],
+)
+def test_cpp_says_what_is_wrong(stream: str, checkout: Path, tmp_path: Path, words: str, message: str) -> None:
+    build = checkout / "build"
+    for name, path in {"BUNDLE": BUNDLE, "FRAMES": build / "frames" / "%02d.png", "OUT": tmp_path}.items():
+        words = words.replace(name, str(path))
+    failed(build / "cpp" / "rlsd_stream", words, message)
+    assert not list(tmp_path.iterdir())
+
+
+@needs_opencv
+def test_cpp(stream: str, checkout: Path) -> None:
+    assert "4 frames, at most 4 at once" in stream
     frames = sorted((checkout / "build" / "frames").iterdir())
     written = sorted((checkout / "build" / "reconstructed").iterdir())
     assert [path.name for path in written] == [f"{i:04d}.png" for i in range(len(frames))]

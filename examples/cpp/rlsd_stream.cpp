@@ -9,9 +9,10 @@
 #include <opencv2/imgcodecs.hpp>
 #include <opencv2/videoio.hpp>
 
+#include <algorithm>
 #include <cstdio>
-#include <cstring>
 #include <deque>
+#include <stdexcept>
 #include <string>
 
 namespace {
