@@ -56,8 +56,8 @@ template <class Body> rlsd_status guarded(const Body &body) noexcept {
 template <class T> T taken(const T *given, const T &defaults, const char *what) {
     T copy = defaults;
     if (given == nullptr) return copy;
-    require(given->size >= sizeof(size_t) && given->size <= 1 << 16, what, " has size ", given->size,
-            ": fill it with its _init function");
+    require(given->size >= sizeof(size_t) && given->size <= 1 << 16 && given->size % alignof(T) == 0, what, " has size ",
+            given->size, ": fill it with its _init function");  // a size that no version has would cut a pointer in two
     std::memcpy(&copy, given, std::min(given->size, sizeof(T)));
     copy.size = sizeof(T);
     return copy;

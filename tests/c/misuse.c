@@ -156,6 +156,7 @@ static void check_bad_requests(const problem *p, rlsd_engine *engine) {
     WITH_REQUEST((request.snapshot = out, request.snapshot_size = 4), "snapshot");
     WITH_REQUEST(request.snapshot_size = 4, "snapshot");
     WITH_REQUEST(request.size = 0, "size");
+    WITH_REQUEST(request.size = sizeof request - 3, "size");
     memcpy(bad, p->y, p->measured * sizeof *bad);
     bad[p->measured - 1] = NAN;
     WITH_REQUEST(request.y = bad, "y");

@@ -1,0 +1,77 @@
+# The figures of RELIABILITY.md, each from one command.
+#
+#     make corrupted      2,000 corrupted bundles, path attacks, NaN at every step
+#     make memory         every allocation of the core failing once
+#     make tsan           16 engines, 1,000 jobs and random cancels under ThreadSanitizer
+#     make valgrind       the C program tests/c/reconstruct.c
+#     make coverage       branches of the core that the tests take
+#     make fuzz-short     each fuzzer for FUZZ_SECONDS; needs clang (CXX_FUZZ, CC_FUZZ) with libFuzzer
+#     make fuzz-long      the loader's fuzzers, FUZZ_RUNS inputs each
+CXX_FUZZ ?= clang++
+CC_FUZZ ?= clang
+FUZZ_SECONDS ?= 60
+FUZZ_RUNS ?= 10000000
+CONFIGURE = $(DEV)/bin/cmake -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(DEV)/bin/ninja) \
+    -DRLSD_PYTHON=$(abspath $(DEV)/bin/python)
+ONNXRUNTIME = $$($(DEV)/bin/python -c "from rlsd.engine import find_onnxruntime as find; print(find())")
+COVERED = tests/test_engine_*.py tests/test_device*.py tests/test_custom_ops.py tests/test_reliability_*.py
+FUZZERS = build/fuzz/tests/fuzz
+COMPILERS = CC=$(CC_FUZZ) CXX=$(CXX_FUZZ)
+
+.PHONY: corrupted memory tsan valgrind coverage fuzzers fuzz-short fuzz-long
+
+corrupted: $(DEV)/.ready
+	$(DEV)/bin/python tests/corrupted_bundles.py
+	$(DEV)/bin/python tests/path_attacks.py
+	$(DEV)/bin/python tests/nan_steps.py
+
+build/tiny/manifest.txt: tests/bundle_factory.py tests/tiny.py $(DEV)/.ready
+	rm -rf build/tiny
+	$(DEV)/bin/python tests/bundle_factory.py build/tiny
+
+memory: native build/tiny/manifest.txt
+	$(BUILD)/tests/reliability/failing_memory build/tiny $(ONNXRUNTIME)
+
+tsan: build/tiny/manifest.txt
+	$(CONFIGURE) -B build/tsan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DRLSD_TESTS=ON -DRLSD_TSAN=ON
+	$(DEV)/bin/cmake --build build/tsan --target many_engines
+	TSAN_OPTIONS="suppressions=tests/reliability/tsan.supp halt_on_error=1" \
+	    build/tsan/tests/reliability/many_engines build/tiny $(ONNXRUNTIME) 16 1000
+
+valgrind: $(DEV)/.ready
+	$(CONFIGURE) -B build/plain -DCMAKE_BUILD_TYPE=RelWithDebInfo -DRLSD_TESTS=ON
+	$(DEV)/bin/cmake --build build/plain --target reconstruct
+	valgrind --error-exitcode=1 --leak-check=full --errors-for-leak-kinds=definite,possible \
+	    --suppressions=tests/reliability/valgrind.supp \
+	    build/plain/tests/c/reconstruct models/fashion/bundle $(ONNXRUNTIME)
+
+coverage: $(DEV)/.ready
+	$(CONFIGURE) -B build/coverage -DCMAKE_BUILD_TYPE=Debug -DRLSD_TESTS=ON -DRLSD_COVERAGE=ON
+	$(DEV)/bin/cmake --build build/coverage
+	find build/coverage -name '*.gcda' -delete
+	$(DEV)/bin/ctest --test-dir build/coverage
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(DEV)/bin/pytest -p with_library --library build/coverage/librlsd.so \
+	    $(COVERED) -n auto --maxprocesses 4 --dist loadfile
+	$(DEV)/bin/python $(PIP) install gcovr
+	$(DEV)/bin/gcovr --object-directory build/coverage --filter engine/src/ --exclude-throw-branches \
+	    --exclude-unreachable-branches --fail-under-branch 90
+
+fuzzers: $(DEV)/.ready
+	$(COMPILERS) $(CONFIGURE) -B build/fuzz -DCMAKE_BUILD_TYPE=RelWithDebInfo -DRLSD_FUZZ=ON
+	$(DEV)/bin/cmake --build build/fuzz --target fuzz
+
+# What is found stays in build/fuzzed; the committed inputs are only read.
+fuzz-short: fuzzers
+	$(DEV)/bin/python $(PIP) install atheris
+	set -e; for target in manifest weights loader calls images rows; do \
+	    mkdir -p build/fuzzed/$$target; \
+	    case $$target in images|rows) fuzzer="$(DEV)/bin/python tests/fuzz/fuzz_files.py $$target";; \
+	    *) fuzzer=$(FUZZERS)/fuzz_$$target;; esac; \
+	    $$fuzzer build/fuzzed/$$target tests/fuzz/corpus/$$target -max_total_time=$(FUZZ_SECONDS) -max_len=4096 \
+	        -timeout=20 -rss_limit_mb=4096 -artifact_prefix=build/fuzzed/ -print_final_stats=1 -verbosity=0; done
+
+fuzz-long: fuzzers
+	set -e; for target in manifest weights; do \
+	    mkdir -p build/fuzzed/$$target; \
+	    $(FUZZERS)/fuzz_$$target build/fuzzed/$$target tests/fuzz/corpus/$$target -runs=$(FUZZ_RUNS) -max_len=1024 \
+	        -artifact_prefix=build/fuzzed/ -print_final_stats=1 -verbosity=0; done
