@@ -36,7 +36,7 @@ std::uint64_t machine_memory() {
 Bytes read_file(const std::string &folder, const std::string &name, std::uint64_t limit) {
     const Descriptor file{open((folder + "/" + name).c_str(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK)};
     struct stat facts {};
-    if (file.number < 0) bad(name, text("cannot be opened: ", std::strerror(errno)));
+    if (file.number < 0) bad(name, text("cannot be opened in ", folder, ": ", std::strerror(errno)));
     if (fstat(file.number, &facts) != 0 || !S_ISREG(facts.st_mode)) bad(name, "is not a regular file");
     const auto size = static_cast<std::uint64_t>(facts.st_size);
     if (size > limit) bad(name, text("has ", size, " bytes, at most ", limit, " are allowed"));
