@@ -1,4 +1,4 @@
-// The manifest's parser: the input as a whole manifest, and as the lines of one that is sealed.
+// The manifest's parser: the input is a whole manifest where it begins like one, else the lines of one that is sealed.
 #include "error.h"
 #include "manifest.h"
 #include "sha256.h"
@@ -25,7 +25,7 @@ void parse(const std::string &content) {
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size) {
     const std::string input(reinterpret_cast<const char *>(data), size);
-    parse(input);
+    if (input.starts_with("rlsd")) return parse(input), 0;
     const std::string lines = "rlsd-bundle 1\n" + input + (input.ends_with('\n') ? "" : "\n");
     parse(lines + "end " + rlsd::sha256_hex(std::as_bytes(std::span(lines))) + "\n");
     return 0;
