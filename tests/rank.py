@@ -47,7 +47,7 @@ def work(rank: int, size: int, port: int, folder: Path, bundle: Path, jobs: list
     snapshots = folder / "snapshots" if "every" in options else None
     try:
         signals = options.get("signals", {}).get(rank)
-        with Group(options.get("timeout", 60)) as group, Signalled(bundle, signals) as engine:
+        with Group(options.get("timeout", 600)) as group, Signalled(bundle, signals) as engine:
             for index, job in enumerate(jobs):
                 result = reconstruct_together(
                     engine, None if rank else job, group, snapshots=snapshots, every=options.get("every", 50)
@@ -62,7 +62,9 @@ def work(rank: int, size: int, port: int, folder: Path, bundle: Path, jobs: list
         raise SystemExit(1) from None
 
 
-def launch(size: int, *arguments: Any, until: Callable[[list[Any]], bool] | None = None, most: float = 60) -> list[int]:
+def launch(
+    size: int, *arguments: Any, until: Callable[[list[Any]], bool] | None = None, most: float = 300
+) -> list[int]:
     """Runs `work` in so many processes; returns their exit codes. until: when to kill what is left."""
     port = free_port()
     processes = [START.Process(target=work, args=(rank, size, port, *arguments)) for rank in range(size)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,9 +67,8 @@ def test_the_bytes_of_one_process(tmp_path: Path, bundle: Path, size: int) -> No
 @pytest.mark.parametrize("space", ["features", "latent"])
 def test_killed_and_started_again(tmp_path: Path, bundle: Path, victim: int, space: str) -> None:
     job = replace(make_job(NETS, particles=7, params=params(repulsion=space)), trace=True)
-    start = time.monotonic()
-    codes = launch(3, tmp_path, bundle, [job], {"every": 5, "signals": {victim: (13, signal.SIGKILL)}})
-    assert time.monotonic() - start < 20
+    signals = {victim: (13, signal.SIGKILL)}
+    codes = launch(3, tmp_path, bundle, [job], {"every": 5, "timeout": 10_000, "signals": signals})
     others = [rank for rank in range(3) if rank != victim]
     assert codes[victim] == -signal.SIGKILL and all(codes[rank] == 1 for rank in others)
     for rank in others:
@@ -103,10 +101,9 @@ def test_the_last_snapshot_that_all_have(tmp_path: Path, bundle: Path) -> None:
 
 def test_one_that_does_not_answer(tmp_path: Path, bundle: Path) -> None:
     job = make_job(NETS, particles=4, params=params())
-    options = {"timeout": 2, "signals": {1: (7, signal.SIGSTOP)}}
-    start = time.monotonic()
+    options = {"timeout": 5, "signals": {1: (7, signal.SIGSTOP)}}
     codes = launch(2, tmp_path, bundle, [job], options, until=lambda processes: not processes[0].is_alive())
-    assert codes[0] == 1 and time.monotonic() - start < 15
+    assert codes[0] == 1
     assert "another process has ended or does not answer, at step 7" in (tmp_path / "0.error").read_text()
 
 
