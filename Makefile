@@ -1,6 +1,7 @@
 # make demo    set up without torch, reconstruct the shipped test images
 # make test    set up with torch, lint, types, Python tests, C tests under sanitizers
 # make bench   particle-steps per second against PyTorch, on this machine
+# make corrupted, memory, tsan, valgrind, coverage, fuzz-short: tests/reliability/campaigns.mk
 # make bundle  export models/fashion/checkpoint to models/fashion/bundle again
 PYTHON ?= python3
 RUN := .venv
@@ -62,6 +63,8 @@ $(DEV)/.ready: $(NATIVE)
 	$(DEV)/bin/python $(PIP) install $(DEEPINV)
 	$(DEV)/bin/python $(PIP) install --no-build-isolation -e '.[cpu,export,train,test]'
 	touch $@
+
+include tests/reliability/campaigns.mk
 
 clean:
 	rm -rf $(RUN) $(DEV) build out

@@ -7,8 +7,9 @@
 #     make coverage       branches of the core that the tests take
 #     make fuzz-short     each fuzzer for FUZZ_SECONDS; needs clang (CXX_FUZZ, CC_FUZZ) with libFuzzer
 #     make fuzz-long      the loader's fuzzers, FUZZ_RUNS inputs each
-CXX_FUZZ ?= clang++
-CC_FUZZ ?= clang
+CLANG := $(firstword $(foreach name,clang clang-19 clang-18 clang-17 clang-16 clang-15 clang-14,$(shell command -v $(name))))
+CC_FUZZ ?= $(CLANG)
+CXX_FUZZ ?= $(subst clang,clang++,$(CLANG))
 FUZZ_SECONDS ?= 60
 FUZZ_RUNS ?= 10000000
 CONFIGURE = $(DEV)/bin/cmake -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(DEV)/bin/ninja) \
