@@ -139,13 +139,13 @@ class BatchFolder:
 
     def _claim(self) -> None:
         """Writes run.json into an empty folder, or compares it with what this run is."""
-        self._sweep(self.path)
         try:
             found = json.loads((self.path / RUN).read_text())
         except FileNotFoundError:
-            if any(self.path.iterdir()):
+            if any(not entry.name.startswith(TEMPORARY) for entry in self.path.iterdir()):
                 raise InputError(f"output {self.path} is not empty and has no {RUN} of a batch: name another") from None
-            sync(self.path.absolute().parent)
+            with suppress(PermissionError):
+                sync(self.path.absolute().parent)
             self._write(RUN, json.dumps(self.run, indent=1) + "\n")
             found = self.run
         except ValueError:
@@ -157,6 +157,7 @@ class BatchFolder:
                     f"output {self.path} holds a batch whose {key} is {_short(old)}; this one's is {_short(new)}: "
                     "give the same command again to go on, or name another folder"
                 )
+        self._sweep(self.path)
         for below in (ITEMS, SNAPSHOTS):
             (self.path / below).mkdir(exist_ok=True)
             self._sweep(self.path / below)
@@ -193,7 +194,7 @@ class BatchFolder:
             with OutputFolder(self.path, (), overwrite=True) as folder:
                 with folder.stream(TABLE) as stream:
                     for row in self._rows(entries):
-                        stream.write(row.encode())
+                        stream.write(row.encode(errors="surrogateescape"))  # names of files need not be text
                 if failures:
                     lines = (json.dumps(failures[index]) + "\n" for index in sorted(failures))
                     folder.file(FAILURES, "".join(lines))

@@ -79,6 +79,7 @@ class Monitor:
 
     def say(self, text: str) -> None:
         """A line for people."""
+        text = text.encode(errors="backslashreplace").decode()  # names of files need not be text
         self.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     def look(self) -> None:

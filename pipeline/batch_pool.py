@@ -16,7 +16,7 @@ from rlsd.pipeline.batch_process import END, STOP
 from rlsd.pipeline.batch_work import Emit, Event, Work
 from rlsd.pipeline.manifest import Entry
 
-MOST_AT_ONCE = 1024  # particles given to a worker and not done
+WINDOWS = 2  # particles given to a worker and not done, in windows of its engine
 ALONE_AFTER, FAILED_AFTER = 2, 4  # deaths of its worker until an item is done alone, and until it has failed
 SECONDS_TO_END = 10  # for a worker that has said its last word
 MOST_STARTS = 3  # deaths in a row of workers that never got ready
@@ -32,13 +32,28 @@ class Process:
                 [sys.executable, "-m", "rlsd.pipeline.batch_process", str(theirs.fileno())],
                 pass_fds=(theirs.fileno(), lock), stdin=subprocess.DEVNULL,
             )  # fmt: skip
-        self.work, self.given, self.ready = work, dict[int, Entry](), False
+        self.work, self.given = work, dict[int, Entry]()
+        self.load, self.most = 0, 0.0  # particles that it has been given and that are not done, and that it may have
         self.line = Connection(mine.detach())
-        self.line.send(work)
+        self.say(work)
 
-    def particles(self) -> int:
-        """Particles that it has been given and that are not done."""
-        return sum(entry.particles or self.work.settings.particles for entry in self.given.values())
+    def give(self, entry: Entry) -> None:
+        """Has it do the entry."""
+        self.given[entry.index] = entry
+        self.load += self._particles(entry)
+        self.say(entry)
+
+    def done(self, index: int) -> None:
+        """The entry with this index is no longer its concern."""
+        self.load -= self._particles(self.given.pop(index))
+
+    def _particles(self, entry: Entry) -> int:
+        return entry.particles or self.work.settings.particles
+
+    def say(self, word: object) -> None:
+        """Sends it an entry, STOP or END."""
+        with suppress(ConnectionError):  # it has died: listening finds out
+            self.line.send(word)
 
     def close(self) -> None:
         """Ends it, at once if it has not ended by itself."""
@@ -83,7 +98,7 @@ class Pool:
 
     def _tell(self, word: str) -> None:
         for process in self.processes:
-            _send(process, word)
+            process.say(word)
 
     # ------------------------------------------------------------ giving out
 
@@ -94,31 +109,27 @@ class Pool:
                 process = self._place(self.again[0])
                 if process is None:
                     return True
-                self._give(process, self.again.popleft())
+                process.give(self.again.popleft())
             process = self._place(None)
             if process is None:
                 return True
             entry = next(entries, None)
             if entry is None:
                 return False
-            self._give(process, entry)
+            process.give(entry)
 
     def _place(self, entry: Entry | None) -> Process | None:
         """Where the entry, or any new one, may go now."""
         open_ones = [each for each in self.processes if not any(self._is_alone(index) for index in each.given)]
         if not open_ones:
             return None
-        process = min(open_ones, key=Process.particles)
+        process = min(open_ones, key=lambda each: each.load / max(each.most, 0.5))
         if entry is not None and self._is_alone(entry.index):
-            return None if process.given else process
-        return process if process.particles() < MOST_AT_ONCE else None
+            return None if process.given or not process.most else process
+        return process if process.load < process.most else None
 
     def _is_alone(self, index: int) -> bool:
         return self.deaths.get(index, 0) >= ALONE_AFTER
-
-    def _give(self, process: Process, entry: Entry) -> None:
-        process.given[entry.index] = entry
-        _send(process, entry)
 
     # ------------------------------------------------------------ listening
 
@@ -137,9 +148,9 @@ class Pool:
         if event.kind == "fatal":
             raise error_of(event)
         if event.kind == "ready":
-            process.ready, self.failed_starts = True, 0
+            process.most, self.failed_starts = WINDOWS * event.number, 0
         if event.kind in ("done", "failed"):
-            process.given.pop(event.index)
+            process.done(event.index)
             self.deaths.pop(event.index, None)
         if event.kind == "steps":  # of all workers, those that have died included
             self.steps += event.number - self._steps_of.get(process, 0)
@@ -161,7 +172,7 @@ class Pool:
         self.emit(
             Event("death", text=f"a worker ended with {how}; its {len(process.given)} items are given to another")
         )
-        if not process.ready:
+        if not process.most:
             self.failed_starts += 1
             if self.failed_starts >= MOST_STARTS:
                 raise RlsdError(
@@ -178,8 +189,3 @@ class Pool:
             return
         text = f"its worker ended {deaths} times while it was under way, at last alone with it and with {how}"
         self.emit(Event("failed", entry.index, entry.name, text))
-
-
-def _send(process: Process, word: object) -> None:
-    with suppress(ConnectionError):  # it has died: listening finds out
-        process.line.send(word)

@@ -67,8 +67,9 @@ def serve(connection: Connection) -> None:
 
 
 def main() -> None:
-    """Only the leading process is interrupted from the terminal: it tells the others."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Only the leading process heeds a terminal or a service manager that wants all to end: it tells the others."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     serve(Connection(int(sys.argv[1])))
 
 

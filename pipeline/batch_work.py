@@ -96,8 +96,9 @@ def work_on(work: Work, feed: Feed, emit: Emit, stop: Callable[[], bool]) -> Non
     A bad item is emitted as failed. Raises InputError, RlsdError, OutputError for what concerns all items.
     """
     with open_model(work.bundle, device=work.device, threads=work.threads) as engine, Items(Path(work.out)) as items:
-        emit(Event("ready"))
-        Worker(engine, work, items, emit, stop).run(feed)
+        worker = Worker(engine, work, items, emit, stop)
+        emit(Event("ready", number=worker.window))
+        worker.run(feed)
 
 
 def full_window(engine: Engine) -> int:
