@@ -4,20 +4,21 @@
 #     make memory         every allocation of the core failing once
 #     make tsan           16 engines, 1,000 jobs and random cancels under ThreadSanitizer
 #     make valgrind       the C program tests/c/reconstruct.c
-#     make coverage       branches of the core that the tests take
-#     make fuzz-short     each fuzzer for FUZZ_SECONDS; needs clang (CXX_FUZZ, CC_FUZZ) with libFuzzer
+#     make coverage       branches of the core that the tests take; needs clang and llvm-cov
+#     make fuzz-short     each fuzzer for FUZZ_SECONDS; needs clang with libFuzzer (CC_CLANG, CXX_CLANG)
 #     make fuzz-long      the loader's fuzzers, FUZZ_RUNS inputs each
 CLANG := $(firstword $(foreach name,clang clang-19 clang-18 clang-17 clang-16 clang-15 clang-14,$(shell command -v $(name))))
-CC_FUZZ ?= $(CLANG)
-CXX_FUZZ ?= $(subst clang,clang++,$(CLANG))
+CC_CLANG ?= $(CLANG)
+CXX_CLANG ?= $(subst clang,clang++,$(CLANG))
 FUZZ_SECONDS ?= 60
 FUZZ_RUNS ?= 10000000
 CONFIGURE = $(DEV)/bin/cmake -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(DEV)/bin/ninja) \
     -DRLSD_PYTHON=$(abspath $(DEV)/bin/python)
 ONNXRUNTIME = $$($(DEV)/bin/python -c "from rlsd.engine import find_onnxruntime as find; print(find())")
+PROFILED = LLVM_PROFILE_FILE=$(CURDIR)/build/coverage/profiles/%4m
 COVERED = tests/test_engine_*.py tests/test_device*.py tests/test_custom_ops.py tests/test_reliability_*.py
 FUZZERS = build/fuzz/tests/fuzz
-COMPILERS = CC=$(CC_FUZZ) CXX=$(CXX_FUZZ)
+COMPILERS = CC=$(CC_CLANG) CXX=$(CXX_CLANG)
 
 .PHONY: corrupted memory tsan valgrind coverage fuzzers fuzz-short fuzz-long
 
@@ -47,15 +48,17 @@ valgrind: $(DEV)/.ready
 	    build/plain/tests/c/reconstruct models/fashion/bundle $(ONNXRUNTIME)
 
 coverage: $(DEV)/.ready
-	$(CONFIGURE) -B build/coverage -DCMAKE_BUILD_TYPE=Debug -DRLSD_TESTS=ON -DRLSD_COVERAGE=ON
+	rm -rf build/coverage/profiles
+	$(COMPILERS) $(CONFIGURE) -B build/coverage -DCMAKE_BUILD_TYPE=Debug -DRLSD_TESTS=ON -DRLSD_COVERAGE=ON
 	$(DEV)/bin/cmake --build build/coverage
-	find build/coverage -name '*.gcda' -delete
-	$(DEV)/bin/ctest --test-dir build/coverage
-	OMP_NUM_THREADS=1 PYTHONPATH=tests $(DEV)/bin/pytest -p with_library --library build/coverage/librlsd.so \
-	    $(COVERED) -n auto --maxprocesses 4 --dist loadfile
-	$(DEV)/bin/python $(PIP) install gcovr
-	$(DEV)/bin/gcovr --object-directory build/coverage --filter engine/src/ --exclude-throw-branches \
-	    --exclude-unreachable-branches --fail-under-branch 90
+	$(PROFILED) $(DEV)/bin/ctest --test-dir build/coverage
+	$(PROFILED) OMP_NUM_THREADS=1 PYTHONPATH=tests $(DEV)/bin/pytest -p with_library \
+	    --library build/coverage/librlsd.so $(COVERED) -n auto --maxprocesses 4 --dist loadfile
+	$(subst clang,llvm-profdata,$(CC_CLANG)) merge -o build/coverage/merged build/coverage/profiles/*
+	$(subst clang,llvm-cov,$(CC_CLANG)) export -summary-only -instr-profile build/coverage/merged \
+	    build/coverage/librlsd.so -object build/coverage/tests/reliability/failing_memory \
+	    -object build/coverage/tests/reliability/many_engines engine/src > build/coverage/summary.json
+	$(DEV)/bin/python tests/reliability/branches.py 90 < build/coverage/summary.json
 
 fuzzers: $(DEV)/.ready
 	$(COMPILERS) $(CONFIGURE) -B build/fuzz -DCMAKE_BUILD_TYPE=RelWithDebInfo -DRLSD_FUZZ=ON
