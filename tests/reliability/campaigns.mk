@@ -3,7 +3,7 @@
 #     make corrupted      2,000 corrupted bundles, path attacks, NaN at every step
 #     make memory         every allocation of the core failing once
 #     make tsan           16 engines, 1,000 jobs and random cancels under ThreadSanitizer
-#     make valgrind       the C program tests/c/reconstruct.c
+#     make valgrind       the C example of docs/embedding.md
 #     make coverage       branches of the core that the tests take; needs clang and llvm-cov
 #     make fuzz-short     each fuzzer for FUZZ_SECONDS; needs clang with libFuzzer (CC_CLANG, CXX_CLANG)
 #     make fuzz-long      the loader's fuzzers, FUZZ_RUNS inputs each
@@ -42,10 +42,11 @@ tsan: build/tiny/manifest.txt
 
 valgrind: $(DEV)/.ready
 	$(CONFIGURE) -B build/plain -DCMAKE_BUILD_TYPE=RelWithDebInfo -DRLSD_TESTS=ON
-	$(DEV)/bin/cmake --build build/plain --target reconstruct
-	valgrind --error-exitcode=1 --leak-check=full --errors-for-leak-kinds=definite,possible \
-	    --suppressions=tests/reliability/valgrind.supp \
-	    build/plain/tests/c/reconstruct models/fashion/bundle $(ONNXRUNTIME)
+	$(DEV)/bin/cmake --build build/plain --target rlsd_pgm
+	RLSD_ONNXRUNTIME=$(ONNXRUNTIME) valgrind --error-exitcode=1 --leak-check=full \
+	    --errors-for-leak-kinds=definite,possible --suppressions=tests/reliability/valgrind.supp \
+	    build/plain/tests/c/rlsd_pgm models/fashion/bundle examples/data/bag.pgm build/plain/bag \
+	    --mask examples/data/right-half.pgm --steps 4
 
 coverage: $(DEV)/.ready
 	rm -rf build/coverage/profiles
