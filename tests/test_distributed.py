@@ -56,7 +56,7 @@ def found(folder: Path, count: int) -> list[list[bytes]]:
     return results
 
 
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [1, 2, 3])
 def test_the_bytes_of_one_process(tmp_path: Path, bundle: Path, size: int) -> None:
     assert launch(size, tmp_path, bundle, jobs(), {"every": 6}) == [0] * size
     assert found(tmp_path, len(jobs())) == alone(bundle, jobs())
