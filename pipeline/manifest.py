@@ -15,8 +15,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b, sha256
 from pathlib import Path
+from typing import TextIO
+
+import numpy as np
 
 from rlsd.pipeline.errors import InputError
+from rlsd.pipeline.settings import MAX_PARTICLES
 
 OWN = ("input", "name", "item", "sigma", "particles", "class")
 LONGEST_ROW, MOST_ITEMS = 1 << 16, 1 << 32
@@ -77,8 +81,6 @@ def open_manifest(path: Path, root: Path | None, params: Collection[str]) -> Man
 
 
 def _twice(values: array) -> bool:
-    import numpy as np
-
     ordered = np.sort(np.frombuffer(values, np.uint64))
     return bool((ordered[1:] == ordered[:-1]).any())
 
@@ -107,7 +109,7 @@ def _entries(path: Path, root: Path, params: Collection[str]) -> Iterator[Entry]
             yield _entry(number, dict(zip(header, (cell.strip() for cell in cells))), root)
 
 
-def _opened(path: Path):  # type: ignore[no-untyped-def]
+def _opened(path: Path) -> TextIO:
     try:
         if not path.is_file():
             raise InputError(f"{path} {'is no regular file' if path.exists() else 'does not exist'}")
@@ -116,7 +118,7 @@ def _opened(path: Path):  # type: ignore[no-untyped-def]
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _rows(path: Path, stream) -> Iterator[list[str]]:  # type: ignore[no-untyped-def]
+def _rows(path: Path, stream: TextIO) -> Iterator[list[str]]:
     """The cells of each row that is not blank, of bounded length."""
     used = 0
 
@@ -156,7 +158,8 @@ def _entry(number: int, row: Mapping[str, str], root: Path) -> Entry:
     """The entry of a row; one that is not usable keeps its row's number and says why."""
     index, name = number, f"{number:06d}"
     try:
-        index = _whole("item", row.get("item"), 0, MOST_ITEMS - 1, number)
+        own = _whole("item", row.get("item"), 0, MOST_ITEMS - 1)
+        index = number if own is None else own
         name = row.get("name") or default_name(index, row["input"])
         if not NAME.fullmatch(name):
             shown, name = name[:100], f"{number:06d}"
@@ -164,7 +167,7 @@ def _entry(number: int, row: Mapping[str, str], root: Path) -> Entry:
         given = {key: str(inside(value, root)) for key, value in row.items() if key not in OWN and value}
         return Entry(
             index, name, str(inside(row["input"], root)), given, _sigma(row.get("sigma")),
-            _whole("particles", row.get("particles"), 1, 65536, None), row.get("class") or None,
+            _whole("particles", row.get("particles"), 1, MAX_PARTICLES), row.get("class") or None,
         )  # fmt: skip
     except InputError as error:
         return Entry(index, name, row["input"][:1000], error=f"row {number}: {error}")
@@ -193,9 +196,9 @@ def inside(given: str, root: Path) -> Path:
     return real.with_name(real.name + element) if element else real
 
 
-def _whole(field_name: str, given: str | None, least: int, most: int, default):  # type: ignore[no-untyped-def]
+def _whole(field_name: str, given: str | None, least: int, most: int) -> int | None:
     if not given:
-        return default
+        return None
     if not re.fullmatch(r"[0-9]{1,10}", given) or not least <= int(given) <= most:
         raise InputError(f"{field_name} is {given[:40]!r}; allowed are {least} to {most}")
     return int(given)

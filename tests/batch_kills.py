@@ -92,7 +92,7 @@ def start(words: Sequence[str], injection: Injection, counted: int | None = None
         os._exit(code)
 
 
-def end_of(process: int, limit: float = 120.0) -> int:
+def end_of(process: int, limit: float = 300.0) -> int:
     """Waits for it: its exit code, or minus the signal."""
     end = time.monotonic() + limit
     while time.monotonic() < end:
