@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ class Batch:
     """Everything that a run is given. workers: processes, 1 for this one alone. work: for the first of them.
 
     inputs, root: see batch_list. log, metrics: see batch_monitor. devices: of the workers in turn, none for the
-    bundle's own.
+    bundle's own. ray: address of a Ray cluster whose actors are the workers; see ray_batch.
     """
 
     work: Work
@@ -84,6 +85,7 @@ class Batch:
     devices: Sequence[str] = ()
     log: Path | None = None
     metrics: str | None = None
+    ray: str | None = None
 
 
 def run_batch(batch: Batch, console: Console) -> Finished:
@@ -109,6 +111,12 @@ def run_batch(batch: Batch, console: Console) -> Finished:
 def _work(
     batch: Batch, facts: Facts, folder: BatchFolder, monitor: Monitor, left: Iterator[Entry], stop: Callable[[], bool]
 ) -> None:
+    if batch.ray is not None:
+        from rlsd.pipeline.ray_batch import Cluster, run_on_ray  # which needs Ray
+
+        cluster = Cluster(batch.ray, batch.workers, batch.work.threads or 1, facts.for_cuda)
+        run_on_ray(cluster, batch.work, left, monitor, stop)
+        return
     works = works_of(batch, facts)
     if len(works) > 1:
         with Pool(works, folder.lock, monitor, stop) as pool:
@@ -174,6 +182,10 @@ def _check(batch: Batch, facts: Facts) -> None:
     work = batch.work
     if not 1 <= batch.workers <= MOST_WORKERS:
         raise InputError(f"workers is {batch.workers}; allowed are 1 to {MOST_WORKERS}")
+    if batch.ray is not None and batch.devices:
+        raise InputError(f"device {','.join(batch.devices)} is given, but Ray gives each worker its own")
+    if batch.ray is not None and any(find_spec(name) is None for name in ("ray", "pyarrow")):
+        raise InputError("ray is given, but Ray is not installed: pip install 'rlsd[ray]'")
     if not work.snapshot_every > 0:
         raise InputError(f"snapshot-every is {work.snapshot_every:g}; it must be more than 0 seconds")
     if work.settings.params.steps > facts.timesteps:

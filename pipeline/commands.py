@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -55,6 +56,10 @@ def reconstruct(
     seed: o.Seed = 0,
     device: o.Device = None,
     threads: o.Threads = 0,
+    distributed: o.Distributed = False,
+    snapshots: o.Snapshots = None,
+    snapshot_steps: o.SnapshotSteps = 50,
+    timeout: o.Timeout = 600.0,
 ) -> None:
     """Reconstruct images from files: N diverse answers for each.
 
@@ -70,14 +75,34 @@ def reconstruct(
     }  # fmt: skip
     distance = load_lpips(lpips) if lpips else None
     bundle, chosen = with_operator(find_bundle(model), task, operator)
-    with open_model(str(bundle), device=device, threads=threads) as engine:
+    group = None
+    if distributed:
+        group, device, threads = join_group(bundle, device, threads, timeout)
+    with group or nullcontext(), open_model(str(bundle), device=device, threads=threads) as engine:
         chosen = chosen or find_task(task or "", engine.operators)
         if measured and sigma is None:
             changes["sigma"] = 0.0  # not known
         settings = settings_for(chosen, family_of(engine.image_shape), changes)
         plan = Plan(chosen, settings, name_sources(input), measured, parameter_files(mask, param))
-        console = Console(stderr=True)
-        announce(run_plans(engine, [plan], out, overwrite=overwrite, console=console, lpips=distance))
+        options: dict[str, Any] = {"overwrite": overwrite, "console": Console(stderr=True), "lpips": distance}
+        if group is None:
+            announce(run_plans(engine, [plan], out, **options))
+        else:
+            from rlsd.pipeline.distributed import run_together
+
+            options |= {"snapshots": snapshots, "every": snapshot_steps}
+            if finished := run_together(engine, plan, out, group, **options):
+                announce(finished)
+
+
+def join_group(bundle: Path, device: str | None, threads: int, timeout: float) -> tuple[Any, str | None, int]:
+    """The processes of torchrun, and this one's device and threads. InputError without torch, or if started alone."""
+    try:
+        from rlsd.pipeline import distributed
+    except ModuleNotFoundError as error:
+        raise InputError(f"--distributed needs {error.name}, which is not installed: pip install torch") from None
+    device, threads = distributed.place(bundle, device, threads)
+    return distributed.Group(timeout, gpu=device != "cpu"), device, threads
 
 
 def batch(
@@ -87,6 +112,7 @@ def batch(
     task: o.TaskName = None,
     operator: o.Operator = None,
     workers: o.Workers = 1,
+    ray: o.Ray = None,
     snapshot_every: o.SnapshotEvery = 60.0,
     pictures: o.Pictures = False,
     root: o.Root = None,
@@ -137,7 +163,7 @@ def batch(
     )  # fmt: skip
     devices = [word.strip() for word in device.split(",")] if device else []
     console = Console(stderr=True)
-    done = batches.run_batch(batches.Batch(work, input, root, workers, devices, log, metrics), console)
+    done = batches.run_batch(batches.Batch(work, input, root, workers, devices, log, metrics, ray), console)
     typer.echo(f"{done.items - done.failed:,} of {done.items:,} items done, {done.done:,} by this run, in {out}")
     if done.failed:
         typer.echo(f"rlsd: {done.failed:,} of {done.items:,} items failed: see {out / 'failures.jsonl'}", err=True)

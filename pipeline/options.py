@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 _ALGORITHM, _MEASUREMENT, _RUN = "Algorithm (default: the task's settings)", "Measurement", "Run"
+_SEVERAL = "Several processes (docs/several-machines.md)"
 
 
 def _option(panel: str | None, help_text: str, *names: str, metavar: str | None = None) -> Any:
@@ -115,6 +116,20 @@ Guidance = Annotated[
     float | None, _option(_ALGORITHM, "Guidance scale towards the class or prompt; 1: off.", "--guidance", metavar="X")
 ]
 
+Distributed = Annotated[
+    bool,
+    _option(_SEVERAL, "This is one of the processes of torchrun, which share one input.", "--distributed", metavar=""),
+]
+Snapshots = Annotated[
+    Path | None, _option(_SEVERAL, "Folder of snapshots; default: OUT.snapshots.", "--snapshots", metavar="DIR")
+]
+SnapshotSteps = Annotated[
+    int, _option(_SEVERAL, "Steps between two snapshots; 50 if not given.", "--snapshot-steps", metavar="K")
+]
+Timeout = Annotated[
+    float, _option(_SEVERAL, "Seconds to wait for another process; 600 if not given.", "--timeout", metavar="S")
+]
+
 Lpips = Annotated[
     Path | None,
     _option(
@@ -133,6 +148,15 @@ Threads = Annotated[int, _option(_RUN, "Worker threads; one per processor if not
 Pictures = Annotated[bool, _option(_RUN, "Particles and mean of each item as PNG, too.", "--pictures", metavar="")]
 Workers = Annotated[
     int, _option(_RUN, "Processes, each with an engine of its own: one for each GPU, say.", "--workers", metavar="W")
+]
+Ray = Annotated[
+    str | None,
+    _option(
+        _RUN,
+        "The workers run on a Ray cluster: its address, auto, or local for this machine.",
+        "--ray",
+        metavar="ADDRESS|local",
+    ),
 ]
 SnapshotEvery = Annotated[
     float,
