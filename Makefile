@@ -3,6 +3,8 @@
 # make bench   particle-steps per second against PyTorch, on this machine
 # make corrupted, memory, tsan, valgrind, coverage, fuzz-short: tests/reliability/campaigns.mk
 # make bundle  export models/fashion/checkpoint to models/fashion/bundle again
+# make reference   docs/api from docstrings and rlsd.h again
+# make corrupted, memory, tsan, valgrind, coverage, fuzz-short   the figures of RELIABILITY.md
 PYTHON ?= python3
 RUN := .venv
 DEV := .venv-dev
@@ -18,7 +20,7 @@ TORCH := $(if $(shell command -v nvidia-smi),torch>=2.11,torch==2.13.0)
 APART := --no-deps --target $(DEV)/deepinv torchvision==0.28.0 torchmetrics lightning-utilities einops h5py natsort
 DEEPINV := $(if $(shell command -v nvidia-smi),,$(APART)) deepinv==0.5.0
 
-.PHONY: demo test bench bundle lint native clean
+.PHONY: demo test bench bundle reference lint native clean
 
 demo: $(RUN)/.ready
 	$(RUN)/bin/rlsd demo --out out/demo --overwrite
@@ -49,6 +51,9 @@ bench: $(DEV)/.ready
 bundle: $(DEV)/.ready
 	$(DEV)/bin/rlsd export --checkpoint models/fashion/checkpoint --out models/fashion/bundle --name fashion --overwrite
 
+reference: $(DEV)/.ready
+	$(DEV)/bin/python docs/reference.py
+
 $(RUN)/.ready: $(NATIVE) $(PYTHONS)
 	$(PYTHON) -m venv $(RUN)
 	$(RUN)/bin/python $(PIP) install --upgrade pip
@@ -61,8 +66,10 @@ $(DEV)/.ready: $(NATIVE)
 	$(DEV)/bin/python $(PIP) install '$(TORCH)'
 	$(DEV)/bin/python $(PIP) install scikit-build-core ninja cmake
 	$(DEV)/bin/python $(PIP) install $(DEEPINV)
-	$(DEV)/bin/python $(PIP) install --no-build-isolation -e '.[cpu,export,train,test]'
+	$(DEV)/bin/python $(PIP) install --no-build-isolation -e '.[cpu,export,train,batch,dicom,ray,test]'
 	touch $@
+
+include tests/reliability/campaigns.mk
 
 include tests/reliability/campaigns.mk
 
