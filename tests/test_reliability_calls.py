@@ -6,7 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-pytest.importorskip("onnx")
+onnx = pytest.importorskip("onnx")
 from bundle_factory import GraphWriter, make_graphs, pack_weights, write_bundle
 from corrupted_bundles import lines_of, seal
 from tiny import HIDDEN, IMAGE, LATENT, M, P, make_job, make_nets
@@ -158,3 +158,13 @@ def test_an_encoder_is_opened_when_it_is_asked_for(tmp_path):
     x = np.arange(16, dtype=np.float32).reshape(1, *IMAGE)
     with Engine(bundle) as engine:
         np.testing.assert_array_equal(engine.evaluate("encoder", ["z"], image=x)["z"].ravel(), x.ravel())
+
+
+@pytest.mark.parametrize("type_name, kind", [("float64", 11), ("int32", 6), ("int64", 7), ("bool", 9), ("float16", 10)])
+def test_an_output_of_another_type_is_named(tmp_path, type_name, kind):
+    model = onnx.load_from_string(make_graphs(NETS, 1, True)["features"])
+    model.graph.node[-1].output[0] = "before"
+    model.graph.node.append(onnx.helper.make_node("Cast", ["before"], ["phi"], to=kind))
+    model.graph.output[0].type.tensor_type.elem_type = kind
+    bundle = write_bundle(tmp_path / "bundle", NETS, 1, instead={"features": model.SerializeToString()})
+    refused(lambda: Engine(bundle), f"'phi' is {type_name} 1x5, float32 1x5 is needed", Status.BAD_BUNDLE)
