@@ -6,7 +6,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnx")
+import onnx
 from bundle_factory import GraphWriter, make_graphs, pack_weights, write_bundle
 from corrupted_bundles import lines_of, seal
 from tiny import HIDDEN, IMAGE, LATENT, M, P, make_job, make_nets
