@@ -1,7 +1,6 @@
 # make demo    set up without torch, reconstruct the shipped test images
 # make test    set up with torch, lint, types, Python tests, C tests under sanitizers
 # make bench   particle-steps per second against PyTorch, on this machine
-# make corrupted, memory, tsan, valgrind, coverage, fuzz-short: tests/reliability/campaigns.mk
 # make bundle  export models/fashion/checkpoint to models/fashion/bundle again
 # make reference   docs/api from docstrings and rlsd.h again
 # make corrupted, memory, tsan, valgrind, coverage, fuzz-short   the figures of RELIABILITY.md
@@ -68,8 +67,6 @@ $(DEV)/.ready: $(NATIVE)
 	$(DEV)/bin/python $(PIP) install $(DEEPINV)
 	$(DEV)/bin/python $(PIP) install --no-build-isolation -e '.[cpu,export,train,batch,dicom,ray,test]'
 	touch $@
-
-include tests/reliability/campaigns.mk
 
 include tests/reliability/campaigns.mk
 
