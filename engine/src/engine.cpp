@@ -67,7 +67,7 @@ std::shared_ptr<Job> Engine::submit(const rlsd_params &params, const rlsd_reques
 Bytes Engine::snapshot(Job &job) {
     const bool fetched = job.state == RLSD_ACTIVE && !job.drawn();
     const auto forget = [fetched](Job *drawn) {
-        if (fetched) drawn->z = drawn->x = {};
+        if (fetched) drawn->z = Variable(), drawn->x = Variable();
     };
     const std::unique_ptr<Job, decltype(forget)> state(&job, forget);
     if (fetched) backend_->fetch(job);
@@ -130,6 +130,7 @@ void Engine::conclude() {
         return;
     }
     for (const auto &job : active_) {
+        if (job->doomed_to != RLSD_OK) job->fail(job->doomed_to, std::string(job->message));
         if (job->broken >= 0)
             job->fail(RLSD_NON_FINITE, text("item ", job->item, ", particle ", job->address(job->broken), ": the state became ",
                                             "NaN or infinite at step ", job->step, " of ", job->steps()));

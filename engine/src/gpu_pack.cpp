@@ -92,7 +92,7 @@ void Gpu::upload(Job &job, const Guest &guest) {
     put(state_.z, job.z.value, latent_), put(state_.m_z, job.z.m, latent_), put(state_.v_z, job.z.v, latent_);
     put(state_.x, job.x.value, image_), put(state_.m_x, job.x.m, image_), put(state_.v_x, job.x.v, image_);
     device_.wait();  // before the values go
-    job.z = job.x = {};
+    job.z = Variable(), job.x = Variable();
 }
 
 void Gpu::fetch(Job &job) {

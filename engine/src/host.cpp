@@ -99,11 +99,10 @@ bool Host::gather(Job &job) {
         std::copy(job.z.value.begin(), job.z.value.end(),
                   job.phi.begin() + static_cast<std::ptrdiff_t>(job.offset() * job.repulsion_dim));
     job.gather_rows(job.phi.data(), job.repulsion_dim);
-    if (job.done()) return false;
     if (!finite(job.phi.data(), job.phi.size()))
-        job.fail(RLSD_NON_FINITE, text("item ", job.item, ": particles of another process are NaN or infinite at step ", job.step,
+        job.doom(RLSD_NON_FINITE, text("item ", job.item, ": particles of another process are NaN or infinite at step ", job.step,
                                        " of ", job.steps()));
-    return !job.done();
+    return job.doomed_to == RLSD_OK;
 }
 
 // Each job's repulsion, in pieces of some rows; a row's sums run over the particles in order, whoever computes it.

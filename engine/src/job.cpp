@@ -190,9 +190,15 @@ Crowd Job::crowd() const {
     return crowd;
 }
 
+void Job::doom(rlsd_status why, std::string what) {
+    if (doomed_to != RLSD_OK) return;
+    doomed_to = why;
+    message = std::move(what);
+}
+
 void Job::gather_rows(float *rows, std::int64_t dim) {
     if (gather(gather_user, rows, first_particle, particles, all_particles, dim) != 0)
-        fail(RLSD_RUNTIME_ERROR, text("item ", item, ": the gather of other processes' particles failed at step ", step, " of ",
+        doom(RLSD_RUNTIME_ERROR, text("item ", item, ": the gather of other processes' particles failed at step ", step, " of ",
                                       steps()));
 }
 
@@ -216,8 +222,8 @@ void Job::fail(rlsd_status why, std::string_view what) noexcept {
 
 void Job::finish() {
     state = RLSD_DONE;
-    z = x = {};
-    phi = repulsion = {};
+    z = Variable(), x = Variable();  // moved into: their memory goes
+    phi = std::vector<float>(), repulsion = std::vector<float>();
 }
 
 }  // namespace rlsd

@@ -70,6 +70,7 @@ struct Job {
     void gather_rows(float *rows, std::int64_t dim);
     void mark_broken(std::int64_t particle);  // from any worker
     void fail(rlsd_status why, std::string_view message) noexcept;
+    void doom(rlsd_status why, std::string what);  // fails at the end of the tick, whose work still needs the state
     void clear_outputs();
     std::size_t trace_count() const;    // values of the trace
     void finish();                      // the outputs are written: frees the state
@@ -99,7 +100,7 @@ struct Job {
     bool feature_repulsion = false;
 
     std::int32_t state = RLSD_QUEUED, step = 0;
-    rlsd_status status = RLSD_OK;
+    rlsd_status status = RLSD_OK, doomed_to = RLSD_OK;
     std::string message;
     Step now{};
     double started = 0, seconds = 0;
