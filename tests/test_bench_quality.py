@@ -258,7 +258,9 @@ def test_the_page_says_what_was_found(tmp_path: Path) -> None:
     text = report.write(
         tmp_path, lines, results, {"small-visible": chosen}, 0.923, Frame((1, 32, 32), (2, 2, 2, 2))
     ).read_text()
-    assert "| small-visible | 3 | 1.50 (1.50 to 1.50) | 1.000 (1.000 to 1.000) | 2.00 (2.00 to 2.00) |" in text
+    figures_of_pair = "| 3 | 1.50 (1.50 to 1.50) | 1.000 (1.000 to 1.000) | 2.00 (2.00 to 2.00) |"
+    assert f"| small-visible | RLSD; NonRepuls-RLSD (gamma = 0) {figures_of_pair}" in text
+    assert text.count("| small-visible | RLSD; ") == 1  # nothing else was drawn
     assert "; latent DPS (every task)" in text and "RLSD (half, sr4," in text
     assert "92.3 % right" in text and "3 of the first 7 images are open" in text
     assert "| NonRepuls-RLSD (gamma = 0) | 3 | 20.00 +-0.00 |" in text and "| 99 (0), 0 (0) | 125 |" in text

@@ -15,6 +15,7 @@ from rlsd.pipeline.fit import Frame
 from rlsd.pipeline.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
+FINDINGS = Path(__file__).parent / "findings.md"  # what people make of the tables, put above them
 Line = dict[str, Any]
 Key = tuple[str, str]
 
@@ -28,6 +29,8 @@ NAMES = {
     "resample": "ReSample",
     "exact": "exact draws from the reference",
 }
+REPELLED = (("rlsd", "nonrepuls"), ("nonaug", "red-diff"))
+OTHERS = (("rlsd", "nonaug"), ("rlsd", "dps"), ("rlsd", "psld"), ("rlsd", "resample"))
 COLUMNS = {
     "psnr": "PSNR, dB",
     "psnr_best": "best of N",
@@ -101,6 +104,7 @@ def write(
     text = [
         INTRODUCTION.format(perplexity=items.PERPLEXITY, effective=items.EFFECTIVE, accuracy=100 * accuracy)
         + missing(results),
+        *([FINDINGS.read_text()] if FINDINGS.is_file() else []),
         *versus(results),
     ]
     (out / "docs" / "quality").mkdir(parents=True, exist_ok=True)
@@ -131,25 +135,40 @@ def missing(results: Mapping[Key, Rows]) -> str:
 
 
 def versus(results: Mapping[Key, Rows]) -> list[str]:
-    """Interacting particles against independent ones, item by item."""
+    """Pairs of methods, item by item."""
     text = [
         "## With repulsion and without",
         "",
-        "N interacting particles (RLSD) against N independent ones (the same with gamma = 0), on the same items.",
-        "Differences are RLSD's minus the other's; each with its 95 % interval.",
+        "N interacting particles against N independent ones (the same with gamma = 0), on the same items. Differences",
+        "and ratios are the first's to the other's; each with its 95 % interval.",
         "",
-        "| task | items | modes, ratio | residual, ratio | best of N, dB | best fit, dB | PSNR, dB | TV |",
-        "|---|---|---|---|---|---|---|---|",
+        *pairs(results, REPELLED),
+        "## RLSD against other methods",
+        "",
+        "The same on the items that both have.",
+        "",
+        *pairs(results, OTHERS),
     ]
-    for task in SETUPS:
-        a, b = results.get((task, "rlsd")), results.get((task, "nonrepuls"))
-        if a is not None and b is not None:
-            text.append(" | ".join([f"| {task} | {min(len(a.items), len(b.items))}", *compared(a, b)]) + " |")
+    return text
+
+
+def pairs(results: Mapping[Key, Rows], which: Sequence[tuple[str, str]]) -> list[str]:
+    """A table: each pair of methods on each task that both were drawn for."""
+    text = [
+        "| task | pair | items | modes, ratio | residual, ratio | best of N, dB | best fit, dB | PSNR, dB | TV |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for first, second in which:
+        for task in SETUPS:
+            a, b = results.get((task, first)), results.get((task, second))
+            if a is not None and b is not None:
+                head = f"| {task} | {NAMES[first]}; {NAMES[second]} | {min(len(a.items), len(b.items))}"
+                text.append(" | ".join([head, *compared(a, b)]) + " |")
     return [*text, ""]
 
 
 def compared(a: Rows, b: Rows) -> list[str]:
-    """The cells of one task in `versus`."""
+    """The cells of one task in `pairs`."""
     count = min(len(a.items), len(b.items))
 
     def said(how: Callable[[list[float], list[float]], tuple[float, float, float]], name: str, digits: int) -> str:

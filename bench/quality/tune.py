@@ -47,6 +47,8 @@ GRIDS: Mapping[str, Grid] = {
     "psld": {"omega": (0.5, 1.0), "gamma": (0.03, 0.1, 0.3, 1.0)},
     "resample": {"gamma": (4.0, 40.0), "pixel_rate": (0.01, 0.05), "latent_rate": (0.005, 0.05)},
 }
+# Where the data term is far from convex, how fast x follows it decides more than anything else.
+MORE: Mapping[tuple[str, str], Grid] = {("phase-retrieval", "rlsd"): {"lr_x": (0.3, 0.6)}}
 REPULSIONS = list(itertools.product((5.0, 20.0), (0.5, 1.0)))  # gamma, repulsion_until
 TOLERATED = 0.2  # dB
 
@@ -77,7 +79,7 @@ def main() -> None:
 def tuned(which: tuple[str, str], *, data: Path, work: Path, count: int) -> list[dict[str, Any]]:
     """The lines of one (task, method); the last is the chosen one."""
     (task, method), bench = which, Bench(data, work, which[0], count)
-    grid = GRIDS[method]
+    grid = {**GRIDS[method], **MORE.get(which, {})}
     tries = [KINDS[method](**dict(zip(grid, values))) for values in itertools.product(*grid.values())]
     lines = [bench.line(method, settings) for settings in tries]
     best = choose(task, lines)
