@@ -27,7 +27,8 @@ demo: $(RUN)/.ready
 test: $(DEV)/.ready native
 	$(MAKE) lint
 	$(DEV)/bin/ctest --test-dir $(BUILD) --output-on-failure
-	OMP_NUM_THREADS=1 $(DEV)/bin/pytest tests -n auto --maxprocesses 8 --dist loadfile
+	# in the files' order: by the number of tests, those with few but long ones would come last, on one processor
+	OMP_NUM_THREADS=1 $(DEV)/bin/pytest tests -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 lint: $(DEV)/.ready
 	$(DEV)/bin/ruff check .
