@@ -24,10 +24,10 @@ DEEPINV := $(if $(shell command -v nvidia-smi),,$(APART)) deepinv==0.5.0
 demo: $(RUN)/.ready
 	$(RUN)/bin/rlsd demo --out out/demo --overwrite
 
+# Tests in the files' order: by the number of tests, files with few but long ones would come last, on one processor.
 test: $(DEV)/.ready native
 	$(MAKE) lint
 	$(DEV)/bin/ctest --test-dir $(BUILD) --output-on-failure
-	# in the files' order: by the number of tests, those with few but long ones would come last, on one processor
 	OMP_NUM_THREADS=1 $(DEV)/bin/pytest tests -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 lint: $(DEV)/.ready
