@@ -45,7 +45,6 @@ class Group:
             raise InputError(f"timeout is {timeout:g}; more than 0 seconds are wanted")
         self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self.step = 0  # of the job: told to the others, to know that all are at the same
-        self._gathered: tuple[int, torch.Tensor] | None = None
         self._lost = self._at_work = False
         with self._others("while they were found"):
             dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=timedelta(seconds=timeout))
@@ -90,7 +89,7 @@ class Group:
                 self._lost = True
                 raise RlsdError(Status.RUNTIME_ERROR, self._difference(rank, theirs.tolist(), mine.tolist()))
         if stage in (Stage.START, Stage.RESULT):
-            self._at_work, self._gathered = stage is Stage.START, None
+            self._at_work = stage is Stage.START
 
     def _difference(self, rank: int, theirs: Sequence[int], mine: Sequence[int]) -> str:
         if theirs[0] == Stage.FAILED:
@@ -101,15 +100,10 @@ class Group:
         return f"process {rank} is at {there}, process {self.rank} at {here}: were they started with the same command?"
 
     def fill(self, rows: Any, first: int, count: int) -> None:
-        """The engine's callback: rows [total, D], of which this process has first .. first + count - 1.
-
-        A GPU may do a step again, alone: it gets the rows that it got before, since the others have gone on.
-        """
+        """The engine's callback: rows [total, D], of which this process has first .. first + count - 1."""
         with self._others(f"at step {self.step}"):
             here = torch.as_tensor(rows)  # shares the memory of a NumPy array or of one on a GPU
-            if self._gathered is None or self._gathered[0] != self.step:
-                self._gathered = (self.step, self._gather(here, first, count))
-            here.copy_(self._gathered[1])
+            here.copy_(self._gather(here, first, count))
             if here.is_cuda:
                 torch.cuda.current_stream(here.device).synchronize()
 
