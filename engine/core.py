@@ -16,8 +16,8 @@ import numpy as np
 from rlsd.engine import native
 from rlsd.engine.arrays import filled_array, gathered_rows, given_array, tensor_structs
 from rlsd.engine.dlpack import DeviceArray
-from rlsd.engine.files import read_manifest, read_verified
-from rlsd.engine.jobs import Gather, Handle, Job, OperatorInfo, Progress, Result
+from rlsd.engine.files import facts_in, read_manifest, read_verified
+from rlsd.engine.jobs import Gather, Handle, Job, OperatorInfo, Progress, Result, operators_in
 from rlsd.engine.native import RlsdError, Status, check, library
 from rlsd.engine.params import REPULSIONS, VARIANTS
 
@@ -88,11 +88,7 @@ class Engine:
         return self._facts
 
     def _read_facts(self) -> dict[str, list[str]]:
-        facts: dict[str, list[str]] = {}
-        for line in library().rlsd_engine_describe(self._pointer).decode().splitlines():
-            key, _, value = line.partition(" ")
-            facts.setdefault(key, []).append(value)
-        return facts
+        return facts_in(library().rlsd_engine_describe(self._pointer).decode().splitlines())
 
     def _shape(self, key: str) -> tuple[int, ...] | None:
         return tuple(map(int, self._facts[key][0].split())) if key in self._facts else None
@@ -138,15 +134,7 @@ class Engine:
     @property
     def operators(self) -> dict[str, OperatorInfo]:
         """The bundle's forward operators, by name."""
-        params: dict[str, dict[str, tuple[int, ...]]] = {}
-        for line in self._facts.get("operator_param", []):
-            operator, name, *shape = line.split()
-            params.setdefault(operator, {})[name] = tuple(map(int, shape))
-        found = {}
-        for line in self._facts.get("operator", []):
-            name, *shape = line.split()
-            found[name] = OperatorInfo(tuple(map(int, shape)), params.get(name, {}))
-        return found
+        return operators_in(self._facts)
 
     @property
     def contexts(self) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rlsd.engine.native import RlsdError, Status
@@ -26,6 +26,15 @@ def read_regular(path: Path, limit: int) -> bytes:
 def read_manifest(bundle: Path) -> list[str]:
     """The lines of a bundle's manifest, which only the core checks. OSError."""
     return read_regular(bundle / MANIFEST, LARGEST_MANIFEST).decode(errors="replace").splitlines()
+
+
+def facts_in(lines: Iterable[str]) -> dict[str, list[str]]:
+    """Lines "key value" of a manifest or of rlsd_engine_describe: key -> the values of each line with that key."""
+    facts: dict[str, list[str]] = {}
+    for line in lines:
+        key, _, value = line.partition(" ")
+        facts.setdefault(key, []).append(value)
+    return facts
 
 
 def read_verified(bundle: Path, name: str, files: Sequence[str]) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes as c
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,19 @@ class OperatorInfo:
 
     measurement_shape: tuple[int, ...]
     params: dict[str, tuple[int, ...]]
+
+
+def operators_in(facts: Mapping[str, Sequence[str]]) -> dict[str, OperatorInfo]:
+    """The forward operators among a bundle's facts, by name. ValueError where a line is not that of an operator."""
+    params: dict[str, dict[str, tuple[int, ...]]] = {}
+    for line in facts.get("operator_param", ()):
+        operator, name, *shape = line.split()
+        params.setdefault(operator, {})[name] = tuple(map(int, shape))
+    found = {}
+    for line in facts.get("operator", ()):
+        name, *shape = line.split()
+        found[name] = OperatorInfo(tuple(map(int, shape)), params.get(name, {}))
+    return found
 
 
 Gather = Callable[[Any, int, int], None]

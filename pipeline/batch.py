@@ -14,7 +14,8 @@ from typing import Any
 from rich.console import Console
 
 from rlsd.engine import OperatorInfo
-from rlsd.engine.files import read_manifest
+from rlsd.engine.files import MANIFEST, facts_in, read_manifest
+from rlsd.engine.jobs import operators_in
 from rlsd.pipeline.batch_folder import BatchFolder
 from rlsd.pipeline.batch_list import Listing, list_inputs
 from rlsd.pipeline.batch_monitor import Monitor, monitored
@@ -24,7 +25,6 @@ from rlsd.pipeline.errors import InputError
 from rlsd.pipeline.images import sha256
 from rlsd.pipeline.machine import engine_version, usable_cores, versions
 from rlsd.pipeline.manifest import Entry
-from rlsd.pipeline.model import MANIFEST
 from rlsd.pipeline.tasks import find_task
 
 MOST_WORKERS = 256
@@ -43,22 +43,15 @@ class Facts:
 
 def facts_of(bundle: Path) -> Facts:
     """Reads the manifest, which only the core verifies. InputError when it lacks what every manifest has."""
-    words = [line.split() for line in read_manifest(bundle)]
-    params: dict[str, dict[str, tuple[int, ...]]] = {}
+    facts = facts_in(read_manifest(bundle))
     try:
-        for line in (line for line in words if line[:1] == ["operator_param"]):
-            params.setdefault(line[1], {})[line[2]] = tuple(map(int, line[3:]))
-        operators = {
-            line[1]: OperatorInfo(tuple(map(int, line[2:])), params.get(line[1], {}))
-            for line in words
-            if line[:1] == ["operator"]
-        }
-        image = next(tuple(map(int, line[1:])) for line in words if line[:1] == ["image"])
-        timesteps = next(int(line[1]) for line in words if line[:1] == ["timesteps"])
-    except (StopIteration, ValueError, IndexError):
+        operators = operators_in(facts)
+        image = tuple(map(int, facts["image"][0].split()))
+        timesteps = int(facts["timesteps"][0])
+        contexts = [line.split()[0] for line in facts.get("named_context", [])]
+    except (KeyError, ValueError, IndexError):
         raise InputError(f"model {bundle}: its {MANIFEST} is not that of a bundle") from None
-    contexts = [line[1] for line in words if line[:1] == ["named_context"]]
-    return Facts(image, operators, contexts, timesteps, ["target", "cuda"] in words)
+    return Facts(image, operators, contexts, timesteps, facts.get("target") == ["cuda"])
 
 
 @dataclass(frozen=True)

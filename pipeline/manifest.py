@@ -13,13 +13,14 @@ import re
 from array import array
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b, sha256
+from hashlib import blake2b
 from pathlib import Path
 from typing import TextIO
 
 import numpy as np
 
 from rlsd.pipeline.errors import InputError
+from rlsd.pipeline.images import sha256
 from rlsd.pipeline.settings import MAX_PARTICLES
 
 OWN = ("input", "name", "item", "sigma", "particles", "class")
@@ -73,11 +74,7 @@ def open_manifest(path: Path, root: Path | None, params: Collection[str]) -> Man
     for what, values in (("name", names), ("item", numbers)):
         if _twice(values):
             raise InputError(f"{path}: {_which(path, top, params, what)}")
-    digest = sha256()
-    with open(path, "rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return Manifest(path, top, frozenset(params), digest.hexdigest(), len(names))
+    return Manifest(path, top, frozenset(params), sha256(path), len(names))
 
 
 def _twice(values: array) -> bool:

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import rlsd.models
 from rlsd.engine import Engine
+from rlsd.engine.files import MANIFEST
 from rlsd.pipeline.errors import InputError
-
-MANIFEST = "manifest.txt"
 
 
 def shipped() -> dict[str, Path]:
