@@ -26,6 +26,11 @@ from rlsd.pipeline.run import Finished, run_plans
 from rlsd.pipeline.settings import settings_for
 from rlsd.pipeline.tasks import Task, find_task
 
+SETTINGS = (
+    "particles", "seed", "sigma", "label", "steps", "gamma", "repulsion_until", "repulsion", "rho", "lambda_", "lr_x",
+    "lr_z", "variant", "guidance", "prompt", "text_encoder",
+)  # fmt: skip
+
 
 def reconstruct(
     model: o.Model,
@@ -68,11 +73,7 @@ def reconstruct(
 
     Example: rlsd reconstruct -m fashion -t half -i photos/*.png -o results -n 8
     """
-    changes = {
-        "particles": particles, "seed": seed, "sigma": sigma, "label": label, "steps": steps, "gamma": gamma,
-        "repulsion_until": repulsion_until, "repulsion": repulsion, "rho": rho, "lambda_": lambda_, "lr_x": lr_x,
-        "lr_z": lr_z, "variant": variant, "guidance": guidance, "prompt": prompt, "text_encoder": text_encoder,
-    }  # fmt: skip
+    changes = changed_settings(locals())
     distance = load_lpips(lpips) if lpips else None
     bundle, chosen = with_operator(find_bundle(model), task, operator)
     group = None
@@ -80,8 +81,6 @@ def reconstruct(
         group, device, threads = join_group(bundle, device, threads, timeout)
     with group or nullcontext(), open_model(str(bundle), device=device, threads=threads) as engine:
         chosen = chosen or find_task(task or "", engine.operators)
-        if measured and sigma is None:
-            changes["sigma"] = 0.0  # not known
         settings = settings_for(chosen, family_of(engine.image_shape), changes)
         plan = Plan(chosen, settings, name_sources(input), measured, parameter_files(mask, param))
         options: dict[str, Any] = {"overwrite": overwrite, "console": Console(stderr=True), "lpips": distance}
@@ -93,6 +92,14 @@ def reconstruct(
             options |= {"snapshots": snapshots, "every": snapshot_steps}
             if finished := run_together(engine, plan, out, group, **options):
                 announce(finished)
+
+
+def changed_settings(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a command's options that are settings of the algorithm or the measurement; None: as the task has it."""
+    changes = {name: options[name] for name in SETTINGS}
+    if options["measured"] and options["sigma"] is None:
+        changes["sigma"] = 0.0  # not known
+    return changes
 
 
 def join_group(bundle: Path, device: str | None, threads: int, timeout: float) -> tuple[Any, str | None, int]:
@@ -147,16 +154,10 @@ def batch(
 
     Example: rlsd batch -m fashion -t half -i photos -o results -n 8 --workers 2
     """
-    changes = {
-        "particles": particles, "seed": seed, "sigma": sigma, "label": label, "steps": steps, "gamma": gamma,
-        "repulsion_until": repulsion_until, "repulsion": repulsion, "rho": rho, "lambda_": lambda_, "lr_x": lr_x,
-        "lr_z": lr_z, "variant": variant, "guidance": guidance, "prompt": prompt, "text_encoder": text_encoder,
-    }  # fmt: skip
+    changes = changed_settings(locals())
     bundle, own = with_operator(find_bundle(model), task, operator)
     facts = batches.facts_of(bundle)
     chosen = own or find_task(task or "", facts.operators)
-    if measured and sigma is None:
-        changes["sigma"] = 0.0  # not known
     work = Work(
         str(bundle), chosen.name, settings_for(chosen, family_of(facts.image), changes), str(out), own is not None,
         measured, _one_each(parameter_files(mask, param)), None, threads, snapshot_every, pictures=pictures,
