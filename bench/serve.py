@@ -7,9 +7,10 @@ engine has in flight at most, near its best on two cores; and waits for 50 ms, h
 
 In each round every way first serves a backlog: its capacity. The loads are shares of the packed way's, with the same
 arrivals for all. Where one after another is above its own capacity, its queue grows for as long as jobs arrive: what
-its latencies say depends on the window then, and its throughput is its capacity. Throughput is counted in a fixed
-window that begins with nothing in flight; jobs that arrived in it are served to their end, so that each has a latency.
-Some jobs of every run are compared with the same job run alone: a cell with a difference gets no figure.
+its latencies say depends on the window then, and its throughput is its capacity. Jobs arrive for a while before the
+window of the figures begins, so that no way begins it idle: throughput is what was done in it, latencies are of the
+jobs that arrived in it, and all of those are served to their end. Some jobs of every run are compared with the same job
+run alone: a cell with a difference gets no figure.
 """
 
 from __future__ import annotations
@@ -40,11 +41,13 @@ class Settings:
     """What is measured.
 
     particles: what the engine has in flight at most, and what a fixed batch has room for. timeout: seconds that a fixed
-    batch waits to be filled. window: seconds in which jobs arrive. steps: timesteps of a job. Raises ValueError.
+    batch waits to be filled. settle: seconds in which jobs arrive before the window. window: seconds that the figures
+    are of. steps: timesteps of a job. Raises ValueError.
     """
 
     loads: Sequence[float] = (0.2, 0.5, 0.8, 0.95)
     mixes: Sequence[tuple[int, int]] = ((1, 2), (1, 8))
+    settle: float = 2.0
     window: float = 5.0
     seeds: int = 3
     steps: int = 12
@@ -52,7 +55,8 @@ class Settings:
     timeout: float = 0.05
 
     def __post_init__(self) -> None:
-        for name, least in (("window", 0.1), ("seeds", 1), ("steps", 2), ("particles", 1), ("timeout", 0)):
+        least_of = {"settle": 0, "window": 0.1, "seeds": 1, "steps": 2, "particles": 1, "timeout": 0}
+        for name, least in least_of.items():
             if not getattr(self, name) >= least:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed is {least} or more")
         for load in self.loads:
@@ -64,9 +68,14 @@ class Settings:
 
     def __str__(self) -> str:
         return (
-            f"{self.steps} timesteps, {self.seeds} seeds, window {self.window:g} s, {self.particles} particles in "
-            f"flight or in a batch, timeout {self.timeout:g} s"
+            f"{self.steps} timesteps, {self.seeds} seeds, window {self.window:g} s after {self.settle:g} s, "
+            f"{self.particles} particles in flight or in a batch, timeout {self.timeout:g} s"
         )
+
+    @property
+    def end(self) -> float:
+        """Of the window: seconds after the first moment at which a job may arrive."""
+        return self.settle + self.window
 
 
 def run(
@@ -134,20 +143,19 @@ class Race:
 
     def backlog(self, row: Sequence[Cell], seed: int) -> float:
         """One run of each way with all jobs there from the start; returns what `packed` got done, particle-steps/s."""
-        mix, window = row[0].mix, self.settings.window
+        mix, end = row[0].mix, self.settings.end
         some = list(self.jobs(mix, seed, -(-self.settings.particles // mix.least)))
         seconds = min(measure.wall_seconds(lambda: self.engine.reconstruct(some)) for _ in range(2))
         guess = sum(each.particles for each in some) * mix.steps / seconds
-        enough = CHECKED + int(BACKLOG * guess * window / mix.work)
-        self.runs(row, [Arrival(0.0, each) for each in self.jobs(mix, seed, enough)], range(CHECKED), seed, window)
+        enough = CHECKED + int(BACKLOG * guess * end / mix.work)
+        self.runs(row, [Arrival(0.0, each) for each in self.jobs(mix, seed, enough)], range(CHECKED), seed, end)
         return next(cell.runs[-1].rate for cell in row if cell.way == Packed.name)
 
     def round(self, row: Sequence[Cell], rate: float, seed: int) -> None:
         """One run of each way with the same arrivals, `rate` jobs a second; checked, and put into the row's cells."""
-        window = self.settings.window
-        moments = poisson(rate, seed, window)
-        if not moments:
-            raise ValueError(f"window is {window:g}: no job arrived in it at {rate:.3g} jobs a second")
+        start, moments = self.settings.settle, poisson(rate, seed, self.settings.end)
+        if not moments or moments[-1] < start:
+            raise ValueError(f"window is {self.settings.window:g}: no job arrived in it at {rate:.3g} jobs a second")
         arrivals = [Arrival(*each) for each in zip(moments, self.jobs(row[0].mix, seed, len(moments)))]
         places = sorted({round(place) for place in np.linspace(0, len(arrivals) - 1, CHECKED)})
         self.runs(row, arrivals, places, seed, math.inf)
@@ -163,7 +171,7 @@ class Race:
             if not served.kept:
                 raise ValueError(f"window is {self.settings.window:g}: too short, no job was done in it")
             cell.check(served.kept, wanted, PLAIN_LIMIT if self.engine.on_gpu else 0.0)
-            cell.runs.append(figures(arrivals, served, self.settings.window))
+            cell.runs.append(figures(arrivals, served, self.settings.settle, self.settings.window))
             said = sentence(cell.runs[-1]) if cell.load else f"{cell.runs[-1].rate:.4g} particle-steps/s"
             self.tell(f"{cell}, seed {seed}: {said}")
 

@@ -58,8 +58,8 @@ def latency(seconds: Sequence[float]) -> dict[str, float]:
 class Figures:
     """One run. rate: particle-steps/s in the window; jobs: done a second in it; left: jobs not done at its end.
 
-    latencies: seconds from arrival to result of the jobs that were served to their end. offered: particle-steps/s of
-    the jobs that came.
+    latencies: seconds from arrival to result of the jobs that came in the window and were served to their end.
+    offered: particle-steps/s of the jobs that came in it.
     """
 
     rate: float
@@ -73,14 +73,14 @@ class Figures:
         return latency(self.latencies)
 
 
-def figures(arrivals: Sequence[Arrival], served: Served, window: float) -> Figures:
-    """Of a run in whose first `window` seconds all jobs arrived."""
-    done = sum(moment <= window for moment in served.finished.values())
-    work = sum(each.job.particles * (each.job.params.steps - 1) for each in arrivals)
+def figures(arrivals: Sequence[Arrival], served: Served, start: float, window: float) -> Figures:
+    """Of a run in whose first `start + window` seconds all jobs arrived: the figures of the window, which ends them."""
+    end, counted = start + window, [place for place, each in enumerate(arrivals) if each.at >= start]
+    work = sum(arrivals[place].job.particles * (arrivals[place].job.params.steps - 1) for place in counted)
     return Figures(
-        rate=served.rate(window),
-        jobs=done / window,
-        left=len(arrivals) - done,
+        rate=served.rate(start, end),
+        jobs=sum(start < moment <= end for moment in served.finished.values()) / window,
+        left=len(arrivals) - sum(moment <= end for moment in served.finished.values()),
         offered=work / window,
-        latencies=tuple(moment - arrivals[place].at for place, moment in sorted(served.finished.items())),
+        latencies=tuple(served.finished[i] - arrivals[i].at for i in counted if i in served.finished),
     )

@@ -146,9 +146,10 @@ class Served:
         self.times.append(now)
         self.steps.append(engine.stats()["particle_steps"])
 
-    def rate(self, end: float) -> float:
-        """Particle-steps a second from the start to `end`; of a tick that `end` falls into, its share."""
-        return float(np.interp(end, self.times, self.steps) - self.steps[0]) / end
+    def rate(self, start: float, end: float) -> float:
+        """Particle-steps a second from `start` to `end`; of a tick that either falls into, its share."""
+        before, after = np.interp([start, end], self.times, self.steps)
+        return float(after - before) / (end - start)
 
 
 def serve(

@@ -52,7 +52,8 @@ def serve(
     mixes: Annotated[
         str, typer.Option(metavar="N-N,...", help="Particles of a job, at least and at most; each is as frequent.")
     ] = "1-2,1-8",
-    window: Annotated[float, typer.Option(metavar="S", help="Seconds in which jobs arrive, in each run.")] = 5.0,
+    settle: Annotated[float, typer.Option(metavar="S", help="Seconds in which jobs arrive before the window.")] = 2.0,
+    window: Annotated[float, typer.Option(metavar="S", help="Seconds that the figures of a run are of.")] = 5.0,
     seeds: Annotated[int, typer.Option(metavar="R", help="Runs of everything, each with other arrivals.")] = 3,
     steps: Annotated[int, typer.Option(metavar="K", help="Timesteps of a job.")] = 12,
     particles: Annotated[
@@ -76,7 +77,7 @@ def serve(
         settings = serving.Settings(
             loads=[_number("loads", word) for word in loads.split(",")],
             mixes=[_range("mixes", word) for word in mixes.split(",")],
-            window=window, seeds=seeds, steps=steps, particles=particles, timeout=timeout,
+            settle=settle, window=window, seeds=seeds, steps=steps, particles=particles, timeout=timeout,
         )  # fmt: skip
         lines, path = serving.run(find_bundle(model), device, threads, settings, out, typer.echo)
     typer.echo("\n".join(served(lines)))

@@ -20,7 +20,7 @@ from rlsd.engine import Engine, Job, Params, Result
 from rlsd.models.fashion import PATH
 from rlsd.pipeline import cli
 
-TINY = serve.Settings(loads=(0.8,), mixes=((1, 2),), window=0.4, seeds=1, steps=3, particles=4)
+TINY = serve.Settings(loads=(0.8,), mixes=((1, 2),), settle=0.2, window=0.4, seeds=1, steps=3, particles=4)
 
 
 def job(particles: int, steps: int = 4) -> Job:
@@ -104,9 +104,17 @@ def test_percentiles_are_latencies_that_were_seen() -> None:
 def test_figures_of_a_run() -> None:
     arrivals = [Arrival(0.5, job(2)), Arrival(1.0, job(1))]  # 3 steps each: 9 particle-steps
     run = Served({0: 2.0, 1: 6.0}, times=[0.0, 2.0, 6.0], steps=[10, 16, 19])
-    found = figures(arrivals, run, 4.0)
+    found = figures(arrivals, run, 0.0, 4.0)
     assert found == Figures(rate=7.5 / 4, jobs=1 / 4, left=1, offered=9 / 4, latencies=(1.5, 5.0))
-    assert run.rate(8.0) == 9 / 8  # all was done before
+    assert run.rate(0.0, 8.0) == 9 / 8  # all was done before
+
+
+def test_what_came_before_the_window_is_not_of_its_figures() -> None:
+    arrivals = [Arrival(0.5, job(2)), Arrival(1.5, job(1)), Arrival(1.9, job(4))]
+    run = Served({0: 1.5, 1: 3.0, 2: 7.0}, times=[0.0, 1.0, 3.0, 7.0], steps=[10, 16, 19, 31])
+    found = figures(arrivals, run, 1.5, 3.0)
+    done = (3 * 0.75 + 12 * 1.5 / 4) / 3  # three quarters of the second tick, and of the third what is before 4.5
+    assert found == Figures(rate=done, jobs=1 / 3, left=1, offered=15 / 3, latencies=(1.5, pytest.approx(5.1)))
 
 
 # ------------------------------------------------------------------ ways to serve
@@ -131,14 +139,14 @@ def test_when_each_job_is_done(way: Packed, finished: list[float]) -> None:
     found = served_by(clock, arrivals, way, clock, keep=[1, 3])
     assert [found.finished[place] for place in range(4)] == finished
     assert {place: particles.tolist() for place, particles in found.kept.items()} == {1: [2], 3: [1]}
-    assert found.steps[-1] - found.steps[0] == 24 and found.rate(100) == pytest.approx(0.24)
+    assert found.steps[-1] - found.steps[0] == 24 and found.rate(0, 100) == pytest.approx(0.24)
 
 
 def test_what_is_not_done_in_time_is_dropped() -> None:
     engine = FakeEngine()
     clock = Ticks(engine)
     found = served_by(clock, [Arrival(0, job(1)), Arrival(2, job(2)), Arrival(9, job(4))], Packed(), clock, until=4)
-    assert found.finished == {0: 3} and found.rate(4) == (3 + 4) / 4
+    assert found.finished == {0: 3} and found.rate(0, 4) == (3 + 4) / 4
     assert [handle.released for handle in engine.handles] == [False, True]
 
 
