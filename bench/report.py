@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlsd.bench import plots
+from rlsd.bench import batch_report, plots
 from rlsd.bench.measure import RESULTS
 from rlsd.bench.serve_report import served
 from rlsd.bench.tables import by, number, share, table, target_table
@@ -100,10 +100,10 @@ def _time(line: Line) -> str:
 
 
 def _identity(line: Line) -> tuple[Any, ...]:
-    """What is measured. The engine beside torch.compile is a run of its own."""
+    """What is measured. The engine beside torch.compile is a run of its own, and a batch's memory has many moments."""
     beside = tuple(sorted(line.get("speedup", ())))
     return (line.get("section"), line.get("case"), line.get("method"), line.get("particles"), line.get("task"),
-            json.dumps(line.get("params")), beside)  # fmt: skip
+            json.dumps(line.get("params")), line.get("done"), beside)  # fmt: skip
 
 
 def stamp(lines: Sequence[Line]) -> str:
@@ -200,9 +200,15 @@ def _serve(bench: str, lines: list[Line]) -> list[str]:
     return [f"### Jobs that arrive at random ({bench})", "", stamp(lines) + ".", "", *served(lines)]
 
 
+def _batch(bench: str, lines: list[Line]) -> list[str]:
+    kind = bench.removeprefix("batch-")
+    tables = {"throughput": batch_report.throughput, "memory": batch_report.memory, "kills": batch_report.kills}
+    return [f"### Batches: {kind} ({bench})", "", stamp(lines) + ".", "", *tables[kind](lines)]
+
+
 SECTIONS = {
     "gpu": _gpu, "engine-cpu": _engine_cpu, "kernels-cpu": _kernels_cpu, "kernels-cuda": _kernels_cuda,
-    "serve-cpu": _serve, "serve-gpu": _serve,
+    "serve-cpu": _serve, "serve-gpu": _serve, "batch-throughput": _batch, "batch-memory": _batch, "batch-kills": _batch,
 }  # fmt: skip
 
 

@@ -79,6 +79,23 @@ def test_the_newest_commit_of_each_machine_counts() -> None:
     assert sorted(each["median"] for each in report.newest(lines)) == [3.0, 4.0, 5.0, 6.0]
 
 
+def test_batches(tmp_path: Path) -> None:
+    """Memory: the first sample at or after each share of the items, of all samples of the run."""
+    common = {"machine": "Slate, 2 cores", "commit": "aaaa", "time": "2026-01-02T00:00:00+00:00", "items": 8}
+    ratio = {"median": 0.995, "q1": 0.98, "q3": 1.01}
+    lines = [
+        *({**common, "bench": "batch-memory", "done": done, "resident_mib": 100.0 + done} for done in (0, 3, 4, 8)),
+        {**common, "bench": "batch-throughput", "case": "batch", "particles": 4, "steps": 50, "median": 321.0,
+         "engine_ratio": ratio},
+        {**common, "bench": "batch-kills", "case": "tiny", "kills": 9, "by_way": {"torn": 4, "after": 5},
+         "resumed_from_snapshot": 6, "differences": 2},
+    ]  # fmt: skip
+    text = report.write(written(tmp_path / "in", lines), tmp_path / "out").read_text()
+    assert "| 8 | 3 | 103 |\n| 8 | 3 | 103 |\n| 8 | 4 | 104 |\n| 8 | 8 | 108 |\n| 8 | 8 | 108 |" in text
+    assert "| batch | 8 | 4 | 50 | 321 | 0.995 | 0.98 | 1.01 |" in text
+    assert "| tiny | 9 | 4 torn, 5 after | 6 | 2 |" in text
+
+
 def test_nothing_measured(tmp_path: Path) -> None:
     assert "No result lines" in report.write(tmp_path, tmp_path / "out").read_text()
 
@@ -86,6 +103,7 @@ def test_nothing_measured(tmp_path: Path) -> None:
 def test_what_lies_in_the_repository_can_be_shown(tmp_path: Path) -> None:
     text = report.write(measure.RESULTS, tmp_path).read_text()
     assert "### Full steps on a CPU (engine-cpu)" in text and "### The core's kernels on a CPU" in text
+    assert "### Batches: memory" in text and "### Batches: throughput" in text and "### Batches: kills" in text
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
