@@ -94,19 +94,30 @@ std::int64_t product(const Shape &shape, std::size_t from, std::size_t to) {
                            std::int64_t(1), std::multiplies<>());
 }
 
+bool is_empty(const Shape &shape) { return product(shape, 0, shape.rank) == 0; }
+
 std::int64_t channels_of(const Shape &x, const std::string &name) {
-    const std::int64_t channels = x.rank > 0 ? x.size[x.rank - 1] : 0;
-    if (channels < 1 || channels % lanes_at_once != 0)
-        throw OperatorError(name + ": x has shape " + x.text() + ", the last dimension must be a multiple of 16");
-    return channels;
+    if (x.rank < 2 || is_empty(x) || x.size[x.rank - 1] % lanes_at_once != 0)
+        throw OperatorError(name + ": x has shape " + x.text() + ", [batch, ..., channels] is needed, which is not empty, "
+                                                                 "with a multiple of 16 channels");
+    return x.size[x.rank - 1];
+}
+
+// Of what is added to x: as many as x has, or one for all.
+std::int64_t residual_pixels(const Shape &residual, const Shape &x, const std::string &name) {
+    const std::size_t last = x.rank - 1;
+    const std::int64_t pixels = residual.rank == x.rank ? product(residual, 1, last) : 0;
+    if (residual.size[0] != x.size[0] || residual.size[last] != x.size[last] || (pixels != 1 && pixels != product(x, 1, last)))
+        throw OperatorError(name + ": residual has shape " + residual.text() + ", x " + x.text());
+    return pixels;
 }
 
 // How [samples, pixels, channels] is divided among programs: kernels/norm/tiles.py, divide.
 struct Division {
-    std::int64_t samples, pixels, channels, groups, size, block, width, chunk, chunks;
+    std::int64_t samples, channels, pixels, groups, size, block, width = 0, chunk, chunks;
 
     Division(const Call &call, const Shape &x, const char *kernel)
-        : samples(x.size[0]), pixels(product(x, 1, x.rank - 1)), channels(channels_of(x, call.node.name)),
+        : samples(x.size[0]), channels(channels_of(x, call.node.name)), pixels(product(x, 1, x.rank - 1)),
           groups(call.node.groups), size(groups > 0 ? channels / groups : 0) {
         if (groups < 1 || channels % groups != 0 || size > 128)
             throw OperatorError(call.node.name + ": " + std::to_string(groups) + " groups of " + std::to_string(channels) +
@@ -121,6 +132,9 @@ struct Division {
                 width = n * size;
                 break;
             }
+        if (width == 0)
+            throw OperatorError(call.node.name + ": groups of " + std::to_string(size) + " channels are not possible: a " +
+                                "multiple of " + std::to_string(vector) + " of 128 at most must be whole groups");
         const std::int64_t rows = sized.constant("ROWS");
         chunk = rows * ceil_div(pixels, rows * chunks_at_most);
         chunks = ceil_div(pixels, chunk);
@@ -159,10 +173,7 @@ void add_group_norm(const DeviceNode &node, OrtKernelContext *context) {
     const Call call{node, context};
     const Shape x = call.shape(0), residual = call.shape(1);
     const Division d(call, x, "add_group_norm_statistics");
-    const std::int64_t others = product(residual, 1, residual.rank - 1);  // a residual may be one pixel for all
-    if (residual.rank != x.rank || residual.size[0] != d.samples || residual.size[x.rank - 1] != d.channels ||
-        (others != d.pixels && others != 1))
-        throw OperatorError(node.name + ": residual has shape " + residual.text() + ", x " + x.text());
+    const std::int64_t others = residual_pixels(residual, x, node.name);
     const DevicePointer sum = call.out(3, x), total = sum != 0 ? sum : call.out(0, x);
     call.kernel(d.name).launch(d.grid(), {call.at(0), call.at(1), total, node.op->shared->scratch.at(), small(d.pixels),
                                           small(d.channels), small(d.groups), small(d.size), small(d.width), small(d.chunk),
@@ -205,13 +216,14 @@ void bias_residual(const DeviceNode &node, OrtKernelContext *context) {
 void interleave(const DeviceNode &node, OrtKernelContext *context) {
     const Call call{node, context};
     const Shape phases = call.shape(0);
-    if (phases.rank != 4 || phases.size[3] % (4 * lanes_at_once) != 0 || phases.size[1] < 2 || phases.size[2] < 2)
+    const auto [batch, rows, columns, all] = std::array{phases.size[0], phases.size[1], phases.size[2], phases.size[3]};
+    if (phases.rank != 4 || is_empty(phases) || all % (4 * lanes_at_once) != 0 || rows < 2 || columns < 2)
         throw OperatorError(node.name + ": phases has shape " + phases.text() + ", [B, H + 1, W + 1, 4 C] is needed, with C "
                                                                              "a multiple of 16");
-    const std::int64_t height = phases.size[1] - 1, width = phases.size[2] - 1, channels = phases.size[3] / 4;
-    const Shape image{{phases.size[0], 2 * height, 2 * width, channels}, 4};
+    const std::int64_t height = rows - 1, width = columns - 1, channels = all / 4;
+    const Shape image{{batch, 2 * height, 2 * width, channels}, 4};
     call.kernel("interleave")
-        .launch({ceil_div(4 * height * width, block_rows) * ceil_div(channels, block_lanes), phases.size[0]},
+        .launch({ceil_div(4 * height * width, block_rows) * ceil_div(channels, block_lanes), batch},
                 {call.at(0), call.out(0, image), small(height), small(width), small(channels)}, call.stream());
 }
 

@@ -1,0 +1,196 @@
+"""The operators of graphs for CUDA, over the stand-in for the driver: each is its definition, and what they refuse.
+
+They run in a bundle whose graph `features` is made of them: x, weights and the like are constants of the graph, what
+the operators return are outputs beside phi.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx")
+from bundle_factory import write_bundle
+from device_case import NETS, difference, fake_fixture  # noqa: F401
+from hosted import hosted_bundle
+from onnx import TensorProto, helper, numpy_helper
+from tiny import FEATURES, IMAGE, LATENT
+
+from rlsd.engine import Engine, RlsdError, Status
+from rlsd.engine.arrays import tensor_structs
+from rlsd.engine.native import check, library
+
+torch = pytest.importorskip("torch")
+from rlsd.kernels.norm import naive  # noqa: E402
+
+Array = np.ndarray
+EPSILON = 1e-5
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape: int, kind: type = np.float32) -> Array:
+    return RNG.standard_normal(shape).astype(kind)
+
+
+def features_graph(nodes: list[Any], constants: Mapping[str, Array], outputs: Mapping[str, Array]) -> bytes:
+    """phi is a constant; `outputs`: arrays like what the nodes return by that name."""
+    shapes = {"phi": (1, FEATURES)} | {name: array.shape for name, array in outputs.items()}
+    kinds = {name: helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in outputs.items()}
+    made = [helper.make_tensor_value_info(n, kinds.get(n, TensorProto.FLOAT), shape) for n, shape in shapes.items()]
+    given = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    given.append(numpy_helper.from_array(np.zeros((1, FEATURES), np.float32), "zeros"))
+    taken = helper.make_tensor_value_info("image", TensorProto.FLOAT, (1, *IMAGE))
+    nodes = [*nodes, helper.make_node("Identity", ["zeros"], ["phi"])]
+    versions = [helper.make_opsetid("", 17), helper.make_opsetid("rlsd", 1)]
+    graph = helper.make_graph(nodes, "features", [taken], made, given)
+    return helper.make_model(graph, opset_imports=versions, ir_version=8).SerializeToString()
+
+
+def bundle_of(folder: Path, graph: bytes) -> Path:
+    return hosted_bundle(write_bundle(folder / "cpu", NETS, 1, instead={"features": graph}), folder / "cuda")
+
+
+def run(engine: Engine, outputs: Mapping[str, Array]) -> dict[str, Array]:
+    """What `features` returns by these names, as float32."""
+    found = {name: np.full(array.shape, np.nan, np.float32) for name, array in outputs.items()}
+    given, keep = tensor_structs({"image": np.zeros((1, *IMAGE), np.float32)})
+    wanted, kept = tensor_structs(found)
+    check(library().rlsd_evaluate(engine._pointer, b"features", 1, given, len(keep), wanted, len(kept)))
+    return found
+
+
+class Graph:
+    """Nodes of operators on constants, and what they must return, by the definitions in rlsd.kernels.norm.naive."""
+
+    def __init__(self, kind: type) -> None:
+        self.kind = kind
+        self.nodes: list[Any] = []
+        self.constants: dict[str, Array] = {}
+        self.wanted: dict[str, Array] = {}
+
+    def add(self, op: str, given: list[Array], outputs: list[str], wanted: Any, **attributes: Any) -> None:
+        """outputs: names, "" for one that the node leaves out; wanted: as many tensors."""
+        names = [f"{op}.{len(self.nodes)}.{i}" for i in range(len(given))]
+        self.constants |= dict(zip(names, given))
+        self.nodes.append(helper.make_node(op, names, outputs, domain="rlsd", **attributes))
+        self.wanted |= {name: each.numpy() for name, each in zip(outputs, wanted) if name}
+
+    def norm(self, name: str, shape: tuple[int, ...], groups: int, silu: int, outputs: list[str]) -> None:
+        x, weight, bias = normal(*shape, kind=self.kind), 1 + normal(shape[-1]), normal(shape[-1])
+        wanted = naive.group_norm(*map(torch.tensor, (x, weight, bias)), groups, EPSILON, bool(silu))
+        named = [name + suffix for suffix in outputs if suffix is not None]
+        self.add("GroupNormNhwc", [x, weight, bias], named, wanted, groups=groups, silu=silu, epsilon=EPSILON)
+
+    def add_norm(self, name: str, residual: tuple[int, ...], outputs: list[str]) -> None:
+        shape, groups = (2, 3, 2, 32), 8
+        x, added = normal(*shape, kind=self.kind), normal(*residual, kind=self.kind)
+        weight, bias = 1 + normal(shape[-1]), normal(shape[-1])
+        wanted = naive.add_group_norm(*map(torch.tensor, (x, added, weight, bias)), groups, EPSILON, True)
+        self.add("AddGroupNormNhwc", [x, added, weight, bias], outputs, wanted, groups=groups, silu=1, epsilon=EPSILON)
+
+    def pull(self, name: str, added: bool) -> None:
+        shape, groups = (2, 3, 2, 32), 4
+        cotangent, x, more = (normal(*shape, kind=self.kind) for _ in range(3))
+        weight, bias = 1 + normal(shape[-1]), normal(shape[-1])
+        _, mean, rstd = naive.group_norm(*map(torch.tensor, (x, weight, bias)), groups, EPSILON, True)
+        given = [cotangent, x, mean.numpy(), rstd.numpy(), weight, bias, *([more] if added else [])]
+        first, rest = map(torch.tensor, given[:6]), map(torch.tensor, given[6:])
+        self.add(
+            "GroupNormPullNhwc",
+            given,
+            [name],
+            [naive.group_norm_pull(*first, groups, True, *rest)],
+            groups=groups,
+            silu=1,
+        )
+
+    def bias(self, name: str, residual: bool) -> None:
+        x, bias, more = normal(5, 48, kind=self.kind), normal(48), normal(5, 48, kind=self.kind)
+        given = [x, bias, *([more] if residual else [])]
+        wanted = naive.bias_residual(*map(torch.tensor, given), silu=residual)
+        self.add("BiasResidual", given, [name], [wanted], silu=int(residual))
+
+
+def graph_of_all(kind: type) -> Graph:
+    graph = Graph(kind)
+    graph.norm("small", (2, 3, 2, 32), 8, 1, [".y", ".mean", ".rstd"])
+    graph.norm("whole", (2, 5, 1, 96), 1, 0, [".y"])  # one group of 96: 128 lanes
+    graph.norm("odd", (1, 2, 1, 144), 8, 1, [".y"])  # of 7 groups of 18 that fit into 128 lanes, 4 start at 16 bytes
+    graph.add_norm("sum", (2, 3, 2, 32), ["sum.y", "sum.mean", "sum.rstd", "sum.total"])
+    graph.add_norm("pixel", (2, 1, 1, 32), ["pixel.y", "", "", ""])
+    graph.pull("pull", added=False)
+    graph.pull("pull and more", added=True)
+    graph.bias("bias", residual=False)
+    graph.bias("bias and residual", residual=True)
+    phases, image = normal(2, 3, 4, 64, kind=kind), normal(2, 4, 6, 16, kind=kind)
+    graph.add("InterleaveNhwc", [phases], ["image of phases"], [naive.interleave(torch.tensor(phases))])
+    graph.add("InterleavePullNhwc", [image], ["phases of image"], [naive.interleave_pull(torch.tensor(image))])
+    return graph
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32])
+def test_every_operator_is_its_definition(fake, tmp_path, kind):
+    graph = graph_of_all(kind)
+    bundle = bundle_of(tmp_path, features_graph(graph.nodes, graph.constants, graph.wanted))
+    with Engine(bundle) as engine:
+        found = run(engine, graph.wanted)
+    for name, want in graph.wanted.items():
+        assert difference(found[name], want.astype(np.float32)) < 2e-3, name
+    ending = {np.float16: "fp16", np.float32: "fp32"}[kind]
+    launched = {line.split()[1] for line in fake.log() if line.startswith("cuLaunchKernel")}
+    assert len(launched) == 10 and all(name.endswith(ending) for name in launched)
+
+
+X, WEIGHTS, STATISTICS = (2, 3, 2, 32), [(32,), (32,)], [(2, 8), (2, 8)]
+REFUSED = [
+    ("GroupNormNhwc", [(32,), *WEIGHTS], 8, r"x has shape \[32\], \[batch, ..., channels\] is needed"),
+    ("GroupNormNhwc", [(), *WEIGHTS], 8, r"x has shape \[\], "),
+    ("GroupNormNhwc", [(2, 0, 32), *WEIGHTS], 8, r"x has shape \[2, 0, 32\], .* not empty"),
+    ("GroupNormNhwc", [(2, 3, 24), *WEIGHTS], 8, r"x has shape \[2, 3, 24\], .* a multiple of 16"),
+    ("GroupNormNhwc", [X, *WEIGHTS], 0, "0 groups of 32 channels are not possible"),
+    ("GroupNormNhwc", [X, *WEIGHTS], 5, "5 groups of 32 channels are not possible"),
+    ("GroupNormNhwc", [(1, 2, 144), *WEIGHTS], 1, "1 groups of 144 channels are not possible.* 128 at most"),
+    ("GroupNormNhwc", [(1, 1, 1056), *WEIGHTS], 16, "groups of 66 channels are not possible: a multiple of 4 of 128"),
+    ("GroupNormNhwc", [(32769, 1, 16), (16,), (16,)], 16, "a batch of 32769 is too large"),
+    ("GroupNormNhwc", [X, (16,), (32,)], 8, r"input 1 has shape \[16\], \[32\] is needed"),
+    ("GroupNormNhwc", [X, (32,), (1, 32)], 8, r"input 2 has shape \[1, 32\], \[32\] is needed"),
+    ("AddGroupNormNhwc", [X, (2, 6, 32), *WEIGHTS], 8, r"residual has shape \[2, 6, 32\], x \[2, 3, 2, 32\]"),
+    ("AddGroupNormNhwc", [X, (32,), *WEIGHTS], 8, r"residual has shape \[32\]"),
+    ("AddGroupNormNhwc", [X, (1, 3, 2, 32), *WEIGHTS], 8, "residual has shape"),
+    ("AddGroupNormNhwc", [X, (2, 3, 2, 16), *WEIGHTS], 8, "residual has shape"),
+    ("AddGroupNormNhwc", [X, (2, 3, 1, 32), *WEIGHTS], 8, "residual has shape"),
+    ("GroupNormPullNhwc", [(2, 3, 1, 32), X, *STATISTICS, *WEIGHTS], 8, r"input 0 has shape \[2, 3, 1, 32\]"),
+    ("GroupNormPullNhwc", [X, X, (2, 4), (2, 8), *WEIGHTS], 8, r"input 2 has shape \[2, 4\], \[2, 8\] is needed"),
+    ("GroupNormPullNhwc", [X, X, *STATISTICS, *WEIGHTS, (2, 6, 32)], 8, r"input 6 has shape \[2, 6, 32\]"),
+    ("GroupNormPullNhwc", [(1, 1, 96)] * 2 + [(1, 1)] * 2 + [(96,)] * 2, 1, "no kernel 'group_norm_pull_sums_128_fp32"),
+    ("BiasResidual", [(32,), (32,)], None, r"x has shape \[32\]"),
+    ("BiasResidual", [X, (16,)], None, r"input 1 has shape \[16\], \[32\] is needed"),
+    ("BiasResidual", [X, (32,), (2, 1, 1, 32)], None, r"input 2 has shape \[2, 1, 1, 32\], \[2, 3, 2, 32\] is needed"),
+    ("InterleaveNhwc", [(3, 3, 64)], None, r"phases has shape \[3, 3, 64\], \[B, H \+ 1, W \+ 1, 4 C\] is needed"),
+    ("InterleaveNhwc", [(1, 3, 3, 32)], None, "with C a multiple of 16"),
+    ("InterleaveNhwc", [(0, 3, 3, 64)], None, "phases has shape"),
+    ("InterleaveNhwc", [(1, 1, 3, 64)], None, "phases has shape"),
+    ("InterleaveNhwc", [(1, 3, 1, 64)], None, "phases has shape"),
+    ("InterleavePullNhwc", [(4, 4, 16)], None, r"image has shape \[4, 4, 16\], \[B, 2 H, 2 W, C\] is needed"),
+    ("InterleavePullNhwc", [(1, 3, 4, 16)], None, "image has shape"),
+    ("InterleavePullNhwc", [(1, 4, 3, 16)], None, "image has shape"),
+    ("InterleavePullNhwc", [(1, 4, 4, 8)], None, "a multiple of 16"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("op, shapes, groups, words", REFUSED)
+def test_wrong_tensors_are_named_and_the_engine_goes_on(fake, tmp_path, op, shapes, groups, words):
+    names = [f"input{i}" for i in range(len(shapes))]
+    constants = {name: np.zeros(shape, np.float32) for name, shape in zip(names, shapes)}
+    node = helper.make_node(op, names, ["y"], domain="rlsd", **({} if groups is None else {"groups": groups}))
+    y = {"y": np.zeros(1, np.float32)}
+    with Engine(bundle_of(tmp_path, features_graph([node], constants, y))) as engine:
+        with pytest.raises(RlsdError, match=f"{op}.*{words}") as raised:
+            run(engine, y)
+        assert raised.value.status == Status.RUNTIME_ERROR
+        z = np.zeros((1, *LATENT), np.float32)
+        assert np.isfinite(engine.evaluate("decoder", ["image"], z=z)["image"]).all()
