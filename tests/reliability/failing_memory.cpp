@@ -72,7 +72,7 @@ struct Setting {
 };
 
 struct Results {
-    std::vector<float> first, second;
+    std::vector<float> first, second, shared;
     bool operator==(const Results &) const = default;
 };
 
@@ -102,12 +102,28 @@ template <class Call, class Again> void robust(const Call &call, const Again &ag
 
 void nothing() {}
 
-// One engine with two jobs.
+// What other processes would fill in; counts its calls. It is the caller's code, and allocates nothing.
+int share(void *calls, float *rows, std::int64_t first, std::int64_t count, std::int64_t total, std::int64_t dim) {
+    for (std::int64_t i = 0; i < total * dim; ++i)
+        if (i < first * dim || i >= (first + count) * dim) rows[i] = 0.1f * static_cast<float>(i % 7);
+    ++*static_cast<long *>(calls);
+    return 0;
+}
+
+int refuse(void *, float *, std::int64_t, std::int64_t, std::int64_t, std::int64_t) { return 1; }
+
+// One engine with two jobs, and a third whose particles are the second and third of four.
 struct Scene {
     const Setting &setting;
-    small::Case a{1, 3, 5, 2.0}, b{2, 2, 4, 0.0};
+    small::Case a{1, 3, 5, 2.0}, b{2, 2, 4, 0.0}, c{3, 2, 4, 2.0};
     rlsd_engine *engine = nullptr;
-    rlsd_job *job_a = nullptr, *job_b = nullptr;
+    rlsd_job *job_a = nullptr, *job_b = nullptr, *job_c = nullptr;
+    long gathered = 0;
+
+    explicit Scene(const Setting &given) : setting(given) {
+        c.request.first_particle = 1, c.request.all_particles = 4;
+        c.request.gather = share, c.request.gather_user = &gathered;
+    }
 
     void open() {
         const rlsd_engine_options options = small::options_for(setting.runtime, 2);
@@ -118,11 +134,11 @@ struct Scene {
         robust([&] { return rlsd_submit(engine, &what.params, &what.request, &job); }, [&] { CHECK(job == nullptr); });
     }
 
-    void submit_both() { submit(a, job_a), submit(b, job_b); }
+    void submit_all() { submit(a, job_a), submit(b, job_b), submit(c, job_c); }
 
     // After a tick that failed: it has ended the jobs that were not done.
     void start_again() {
-        start_again(a, job_a), start_again(b, job_b);
+        start_again(a, job_a), start_again(b, job_b), start_again(c, job_c);
     }
 
     void start_again(small::Case &what, rlsd_job *&job) {
@@ -146,10 +162,29 @@ struct Scene {
         rlsd_job_release(job);
     }
 
+    // A gather that fails ends its job, whether or not there is memory for the sentence that says so.
+    void fail_to_gather() {
+        c.request.gather = refuse;
+        submit(c, job_c);
+        robust(
+            [&] {
+                const rlsd_status status = rlsd_run(engine);
+                return status == RLSD_RUNTIME_ERROR && std::strstr(rlsd_last_error(), "the gather") != nullptr ? RLSD_OK : status;
+            },
+            [&] { rlsd_job_release(job_c), submit(c, job_c); });
+        rlsd_job_info info;
+        info.size = sizeof info;
+        CHECK(rlsd_job_query(job_c, &info) == RLSD_OK && info.status == RLSD_RUNTIME_ERROR);
+        rlsd_job_release(job_c);
+        c.request.gather = share;
+    }
+
+    void release() { rlsd_job_release(job_a), rlsd_job_release(job_b), rlsd_job_release(job_c); }
+
     void close() {
-        submit_both();  // dropped with the engine
+        submit_all();  // dropped with the engine
         inside([&] { return rlsd_engine_close(engine), RLSD_OK; });
-        rlsd_job_release(job_a), rlsd_job_release(job_b);
+        release();
     }
 };
 
@@ -179,7 +214,7 @@ void use_tools(Scene &scene) {
 Results scenario(const Setting &setting) {
     Scene scene{setting};
     scene.open();
-    scene.submit_both();
+    scene.submit_all();
     robust([&] { return rlsd_tick(scene.engine, nullptr); }, [&] { scene.start_again(); });
     std::size_t size = 0;
     robust([&] { return rlsd_job_snapshot(scene.job_a, nullptr, 0, &size); }, nothing);
@@ -187,9 +222,11 @@ Results scenario(const Setting &setting) {
     robust([&] { return rlsd_job_snapshot(scene.job_a, snapshot.data(), snapshot.size(), &size); }, nothing);
     use_tools(scene);
     robust([&] { return rlsd_run(scene.engine); }, [&] { scene.start_again(); });
-    const Results results{scene.a.out, scene.b.out};
-    rlsd_job_release(scene.job_a), rlsd_job_release(scene.job_b);
+    const Results results{scene.a.out, scene.b.out, scene.c.out};
+    CHECK(scene.gathered > 1);
+    scene.release();
     scene.resume(snapshot, results);
+    scene.fail_to_gather();
     scene.close();
     return results;
 }
