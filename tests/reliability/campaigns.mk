@@ -75,7 +75,7 @@ fuzz-short: fuzzers
 	    $$fuzzer build/fuzzed/$$target tests/fuzz/corpus/$$target -max_total_time=$(FUZZ_SECONDS) -max_len=4096 \
 	        -timeout=20 -rss_limit_mb=4096 -artifact_prefix=build/fuzzed/ -print_final_stats=1 -verbosity=0; done
 
-# Side by side with make -j2. Freed blocks are watched for 16 MiB, more than one input needs, instead of 256, which costs time.
+# Side by side with make -j2. A freed block is watched for 16 MiB more, which one input does not need, instead of 256.
 fuzz-long: fuzz-long-manifest fuzz-long-weights
 
 fuzz-long-%: fuzzers
