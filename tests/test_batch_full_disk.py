@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from batch_case import batch, contents, here  # noqa: F401
-from batch_case import bundle as bundle  # noqa: PLC0414
+from batch_case import batch, bundle, contents, here  # noqa: F401
 
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
 COMMAND = "import sys; from rlsd.pipeline import cli; sys.exit(cli.run(sys.argv[1:]))"
@@ -41,10 +40,10 @@ def namespaces() -> bool:
 @pytest.mark.skipif(not namespaces(), reason="users may not mount file systems here")
 @pytest.mark.parametrize(("kib", "done"), [(8, range(1)), (24, range(1, 6)), (40, range(1, 6))])
 def test_a_full_file_system(kib: int, done: range) -> None:
-    """Full before the first item is done, or later: what is finished stays, and the same command finishes the folder."""
-    words = ["batch", *"-m bundle -t random -i in -n 2 --steps 12 --threads 1 -o small/out".split()]
+    """Full before the first item is done, or later: what is finished stays, and the same command goes on."""
+    words = ["batch", "-m", "bundle", "-t", "random", "-i", "in", "-n2", "--steps", "12", "--threads", "1"]
     run = subprocess.run(
-        [*NAMESPACE, "sh", "-c", SCRIPT, "sh", f"{kib}k", sys.executable, "-c", COMMAND, *words],
+        [*NAMESPACE, "sh", "-c", SCRIPT, "sh", f"{kib}k", sys.executable, "-c", COMMAND, *words, "-o", "small/out"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert "first 1" in run.stdout and "second 0" in run.stdout, run.stdout + run.stderr
