@@ -7,6 +7,7 @@ numbers are taken as being there already.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import stat
 import warnings
@@ -33,6 +34,10 @@ _KINDS = (
 )
 RAW = ("NPY", "ZARR")  # kinds that are bare arrays of numbers
 _DIRECT = (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.MINISWHITE, tifffile.PHOTOMETRIC.RGB)
+
+
+class _IncompleteError(InputError):
+    """Parts are missing, which tifffile and Pillow would take for black."""
 
 
 @dataclass(frozen=True)
@@ -175,12 +180,16 @@ def _read_tiff(path: Path, notes: list[str]) -> np.ndarray:
         with tifffile.TiffFile(path) as file:
             page = file.pages.first
             check_pixels(page.size)
+            if len(page.dataoffsets) < math.prod(page.chunked):
+                raise _IncompleteError(f"has {len(page.dataoffsets)} of its {math.prod(page.chunked)} strips or tiles")
             if len(file.pages) > 1:
                 notes.append(f"first of {len(file.pages)} pages")
             photometric = tifffile.PHOTOMETRIC(page.photometric)
             if photometric not in _DIRECT:
                 raise InputError(f"colours are stored as {photometric.name}")  # Pillow may know how to convert them
             array = page.asarray()
+    except _IncompleteError:
+        raise
     except Exception as error:  # a compression or colour that tifffile cannot do alone: Pillow has its own decoders
         try:
             return _read_pillow(path, "TIFF", notes)

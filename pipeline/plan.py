@@ -55,7 +55,7 @@ class Plan:
 def read_plan(bundle: Path) -> Plan:
     """The plan of a bundle for CUDA. InputError for another."""
     try:
-        lines = [line.split() for line in read_manifest(bundle)]
+        lines = [words for words in map(str.split, read_manifest(bundle)) if words]
     except OSError:
         raise InputError(f"{bundle}: no bundle here: its manifest.txt cannot be read") from None
     facts = {words[0]: words[1:] for words in lines if len(words) > 1}
@@ -70,9 +70,8 @@ def read_plan(bundle: Path) -> Plan:
             operators[words[1]] += prod(map(int, words[3:]))
     operator = max(operators.values(), default=0)
     sizes = {words[1]: int(words[2]) for words in lines if words[0] == "file"}
-    counted = [words for words in lines if words[0] == "info" and words[1] in ("kept", "peak")]
-    info = {(words[1], words[2], words[3]): int(words[4]) for words in counted}
-    contexts = [(value, int(size)) for (kind, name, size), value in info.items() if (kind, name) == ("kept", "context")]
+    info = _counted(bundle, lines)
+    contexts = [(value, size) for (kind, name, size), value in info.items() if (kind, name) == ("kept", "context")]
     keys = contexts[0][0] // contexts[0][1] if contexts else HALF * context
     per_lane = latent * (FLOAT + 5 * HALF) + image * (2 * FLOAT + 2 * HALF) + FLOAT * operator + 2 * keys
     per_lane += features * 2 * HALF + (image * HALF if features else 0)
@@ -81,8 +80,26 @@ def read_plan(bundle: Path) -> Plan:
         kept = sum(
             value
             for (kind, name, size), value in info.items()
-            if kind == "kept" and name != "context" and int(size) == batch
+            if kind == "kept" and name != "context" and size == batch
         )
-        peaks = [value for (kind, _, size), value in info.items() if kind == "peak" and int(size) == batch]
+        peaks = [value for (kind, _, size), value in info.items() if kind == "peak" and size == batch]
         seats.append(Seat(batch, batch * per_lane + kept, sum(peaks) if peaks else None))
     return Plan(sizes.get(facts.get("weights", [""])[0], 0), STATE * (latent + image), FLOAT * operator + keys, seats)
+
+
+def _counted(bundle: Path, lines: Sequence[Sequence[str]]) -> dict[tuple[str, str, int], int]:
+    """What the lines "info kept|peak GRAPH BATCH BYTES" say; the core does not check them. InputError."""
+    counted = {}
+    for words in lines:
+        if words[:2] not in (["info", "kept"], ["info", "peak"]):
+            continue
+        try:
+            _, kind, graph, batch, size = words
+            counted[kind, graph, int(batch)] = int(size)
+            sensible = int(batch) >= 1 and int(size) >= 0
+        except ValueError:
+            sensible = False
+        if not sensible:
+            said, wanted = " ".join(words)[:100], f"info {words[1]} GRAPH BATCH BYTES"
+            raise InputError(f"{bundle}: the manifest says {said!r}, allowed is '{wanted}' in whole numbers")
+    return counted

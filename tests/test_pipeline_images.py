@@ -118,6 +118,16 @@ def tiff_bytes() -> bytes:
     return stream.getvalue()
 
 
+def tall_tiff() -> bytes:
+    """One strip of 16 rows, of the 1,048,576 that an image of 2^24 rows has: to go through the others took seconds."""
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, np.zeros((16, 4), np.uint8), rowsperstrip=16)
+    stream.seek(0)
+    with tifffile.TiffFile(stream, mode="r+") as file:
+        file.pages.first.tags["ImageLength"].overwrite(1 << 24, dtype="I")
+    return stream.getvalue()
+
+
 def npy_bytes(array) -> bytes:
     stream = io.BytesIO()
     np.save(stream, array, allow_pickle=True)
@@ -133,6 +143,7 @@ BAD = {
     "head.jpg": (b"\xff\xd8\xff\xe0 no jpeg", "cannot be read as JPEG"),
     "head.tif": (b"II*\0\xff\xff\xff\x7f", "cannot be read as TIFF"),
     "cut.tif": (tiff_bytes()[:2000], "cannot be read as TIFF"),
+    "tall.tif": (tall_tiff(), "has 1 of its 1048576 strips or tiles"),
     "cut.npy": (npy_bytes(np.zeros((50, 50)))[:600], "cannot be read as NPY"),
     "head.npy": (b"\x93NUMPY\x01\x00garbage", "cannot be read as NPY"),
     "pickle.npy": (npy_bytes(np.array([{"a": 1}], object)), "cannot be read as NPY"),

@@ -17,35 +17,35 @@ with atheris.instrument_imports(include=["rlsd.pipeline.images", "rlsd.pipeline.
     from rlsd.pipeline.images import read_image
     from rlsd.pipeline.manifest import NAME, open_manifest
 
-FOLDER = Path(tempfile.mkdtemp(prefix="rlsd-fuzz-", dir="/dev/shm"))
-FILE = FOLDER / "items.csv"
 
-
-def images(data: bytes) -> None:
-    """A picture that is taken is finite, of 1 or 3 channels."""
-    FILE.write_bytes(data)
-    values = read_image(FILE).values
+def images(file: Path, data: bytes) -> None:
+    """A picture that is taken is finite, of 1 or 3 channels. file: where it is written to."""
+    file.write_bytes(data)
+    values = read_image(file).values
     assert values.ndim == 3 and values.shape[0] in (1, 3) and values.size > 0
     assert values.min() > float("-inf") and values.max() < float("inf")
 
 
-def rows(data: bytes) -> None:
+def rows(file: Path, data: bytes) -> None:
     """Rows that are taken stay in their folder and have names that are folders of the output."""
-    FILE.write_bytes(data)
-    listed = open_manifest(FILE, None, ["mask", "kernel"])
+    file.write_bytes(data)
+    listed = open_manifest(file, None, ["mask", "kernel"])
     entries = list(listed.entries())
     assert len(entries) == listed.count
     for entry in entries:
         assert NAME.fullmatch(entry.name) and entry.name not in (".", "..")
-        assert entry.error or all(Path(path).is_relative_to(FOLDER) for path in (entry.path, *entry.given.values()))
+        assert entry.error or all(
+            Path(path).is_relative_to(file.parent) for path in (entry.path, *entry.given.values())
+        )
 
 
 def main() -> None:
     target = {"images": images, "rows": rows}[sys.argv.pop(1)]
+    file = Path(tempfile.mkdtemp(prefix="rlsd-fuzz-", dir="/dev/shm")) / "items.csv"
 
     def one_input(data: bytes) -> None:
         try:
-            target(data)
+            target(file, data)
         except InputError as error:
             assert str(error).isprintable(), str(error)
 
