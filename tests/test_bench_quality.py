@@ -191,6 +191,18 @@ def test_intervals_cover_the_mean() -> None:
     assert figures.ratio([2, 4, 6], [1, 2, 3]) == (2, 2, 2)
 
 
+def test_what_phase_retrieval_cannot_tell_is_moved_back() -> None:
+    generator = np.random.default_rng(4)
+    truth = np.full((1, 8, 8), -0.9)
+    truth[:, 2:5, 1:6] = generator.uniform(-0.9, 0.9, (1, 3, 5))
+    noisy = truth + generator.normal(0, 0.02, truth.shape)
+    there, in_place = figures.aligned(noisy, truth)
+    assert in_place and there == pytest.approx(10 * np.log10(4 / 0.02**2), abs=1)
+    for moved in (noisy[:, ::-1, ::-1], np.roll(noisy, (3, -1), (1, 2)), np.roll(noisy[:, ::-1, ::-1], 2, 1)):
+        assert figures.aligned(moved, truth) == (pytest.approx(there), False)
+    assert figures.aligned(noisy[:, ::-1], truth)[0] < there - 10  # a mirror image is another image
+
+
 def test_methods_without_repulsion_differ_in_nothing_else(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(settings, "CHOSEN", tmp_path / "chosen.json")
     table = {"half": {"rlsd": {"gamma": 5.0, "lr_z": 0.3}, "nonaug": {"gamma": 2.0, "variant": "rlsd-nonaug"}}}

@@ -16,6 +16,7 @@ from rlsd.pipeline.classes import ClassHead, class_head
 from rlsd.pipeline.tasks import TASKS
 
 RESAMPLES, CONFIDENCE = 2000, 0.95
+PHASE = TASKS["phase-retrieval"].operator
 Classify = Callable[[Array], Array]
 
 
@@ -44,7 +45,9 @@ class Scorer:
         particles, of the one that fits the data best, of their mean image. residual: in units of sigma, over what was
         observed. deviation: of the pixels over the particles. similarity: mean pairwise cosine of the extractor's
         features. modes: distinct classes by the judge; modes_own: by the extractor's own classifier. right: share of
-        the particles of the true class. variation: total variation of the judge's classes to the reference.
+        the particles of the true class. variation: total variation of the judge's classes to the reference. For phase
+        retrieval, of whose measurement shifts and half a turn change nothing: psnr_best_aligned, the best particle once
+        each is moved to where it fits the truth best; in_place: the share of particles that need no move.
         """
         images, features = particles.clip(-1, 1), self.engine.features(particles)
         psnr = np.array([metrics.psnr(image, item.truth) for image in images])
@@ -64,10 +67,28 @@ class Scorer:
             "modes_own": float(len(set(self.head.probabilities(features).argmax(1).tolist()))),
             "right": float((named == item.label).mean()),
         }
+        if TASKS[task].operator == PHASE:
+            placed = [aligned(image, item.truth) for image in images]
+            found["psnr_best_aligned"] = max(each for each, _ in placed)
+            found["in_place"] = float(np.mean([in_place for _, in_place in placed]))
         if classes is not None:
             share = np.bincount(named, minlength=len(classes)) / len(named)
             found["variation"] = float(reference.total_variation(share, classes))
         return found
+
+
+def aligned(image: Array, truth: Array) -> tuple[float, bool]:
+    """PSNR in dB of an image [1, H, W] after the cyclic shift, and perhaps half a turn, that fit the truth best.
+
+    And whether that is neither a shift nor a turn.
+    """
+    errors = []
+    for target in (truth[0], truth[0, ::-1, ::-1]):
+        overlap = np.fft.ifft2(np.fft.fft2(image[0]) * np.fft.fft2(target).conj()).real
+        errors.append((image**2).mean() + (target**2).mean() - 2 * overlap / target.size)
+    turned, row, column = (int(i) for i in np.unravel_index(np.argmin(errors), np.shape(errors)))
+    moved = np.roll(truth[:, ::-1, ::-1] if turned else truth, (row, column), (1, 2))
+    return metrics.psnr(image, moved), turned == row == column == 0
 
 
 def interval(values: Sequence[float], key: int = 0) -> tuple[float, float, float]:

@@ -42,6 +42,8 @@ COLUMNS = {
     "modes": "modes",
     "modes_own": "modes, own",
     "variation": "TV to reference",
+    "psnr_best_aligned": "best of N, aligned",
+    "in_place": "in place",
 }
 INTRODUCTION = """# How good, and how diverse
 
@@ -63,6 +65,9 @@ One command, resumable: `python -m rlsd.bench.quality --data FOLDER --work FOLDE
   the noise; `deviation` of the pixels over an item's particles; `cosine`: mean pairwise similarity of the extractor's
   features (lower is more diverse); `modes`: distinct garments among an item's N particles, named by a classifier that
   no method sees ({accuracy:.1f} % right on test images), and by the extractor's own, which the repulsion does see.
+  Phase retrieval: magnitudes of a Fourier transform are the same for an image that is shifted, while only black leaves
+  it, or turned by half a turn; `aligned` is after the move that fits the truth best, `in place` the share of particles
+  that need none.
 - **Reference**: for `small-visible` the posterior is known for the prior "one of the 60,000 training images": each has
   the weight N(y; f(x), sigma^2). `TV` is the total variation between the garments of an item's N particles and that
   posterior. N exact draws from it are not at 0 either: they are the last row; particles that repel each other may go
@@ -207,7 +212,7 @@ def cell(name: str, values: Sequence[float] | None) -> str:
     """A mean with half the width of its interval."""
     if values is None:
         return ""
-    digits = 3 if name in ("deviation", "similarity", "variation") else 2
+    digits = 3 if name in ("deviation", "similarity", "variation", "in_place") else 2
     mean, low, high = values
     return f"{mean:.{digits}f} +-{(high - low) / 2:.{digits}f}"
 
