@@ -1,6 +1,6 @@
 """Settings of the fashion tasks, by a small search on images of the training split only.
 
-    python -m rlsd.bench.tune --data FOLDER [--tasks half sr4 ...] [--images 4] [--threads 1]
+    python -m rlsd.bench.tune --data FOLDER [--tasks half sr4 ...] [--images 4] [--threads 1] [--grid lr_x=0.03,0.3 ...]
 
 The tasks are all that the shipped bundle has the operator of. For each, every combination of GRID is tried on the
 same images, all in one engine run; the table says, for each, PSNR of the mean image and of the best particle, the data
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import itertools
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -39,13 +40,25 @@ def main() -> None:
     arguments.add_argument("--tasks", nargs="+", default=None, choices=list(TASKS))
     arguments.add_argument("--images", type=int, default=4)
     arguments.add_argument("--threads", type=int, default=0, help="of the engine; 0: one per processor")
+    arguments.add_argument(
+        "--grid", nargs="+", type=grid_values, default=[], metavar="NAME=V,...", help="instead of GRID's"
+    )
     options = arguments.parse_args()
+    grid = {**GRID, **dict(options.grid)}
     images = training_images(options.data, options.images)
     with Engine(PATH / "bundle", threads=options.threads) as engine:
         names = options.tasks or [name for name, task in TASKS.items() if task.operator in engine.operators]
         for name in names:
-            lines = search(engine, find_task(name, engine.operators), images)
+            lines = search(engine, find_task(name, engine.operators), images, grid)
             print("appended to", measure.record("tune-fashion", lines), flush=True)
+
+
+def grid_values(given: str) -> tuple[str, tuple[float, ...]]:
+    """ "lr_x=0.03,0.3" as its name in GRID and the values to try; ValueError for what is not such a word."""
+    name, _, values = given.partition("=")
+    if name not in GRID:
+        raise ValueError(name)
+    return name, tuple(float(value) for value in values.split(","))
 
 
 def training_images(folder: Path, count: int) -> np.ndarray:
@@ -57,9 +70,9 @@ def training_images(folder: Path, count: int) -> np.ndarray:
     )
 
 
-def search(engine: Engine, task: Task, images: np.ndarray) -> list[dict]:
+def search(engine: Engine, task: Task, images: np.ndarray, grid: Mapping[str, tuple[float, ...]]) -> list[dict]:
     """One task: the grid without repulsion, then the repulsion."""
-    combinations: list[dict[str, Any]] = [dict(zip(GRID, values)) for values in itertools.product(*GRID.values())]
+    combinations: list[dict[str, Any]] = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
     plain = [replace(Params(steps=STEPS), **values) for values in combinations]
     tried = evaluate(engine, task, images, plain)
     allowed = [line for line in tried if line["residual"] <= RESIDUAL] or tried

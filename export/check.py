@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 from rlsd.engine import library_path
 from rlsd.export.trace import plain_attention
@@ -23,14 +26,33 @@ class CheckError(RuntimeError):
 
 
 def float64(module: nn.Module) -> Callable[..., Tensor]:
-    """The module in float64, without gradients."""
-    precise = copy.deepcopy(module).double().eval()
+    """The module, which is in evaluation mode, in float64 and without gradients; its weights stay as they are."""
 
     def call(*args: Tensor) -> Tensor:
-        with torch.no_grad(), plain_attention():
-            return precise(*args)
+        with torch.no_grad(), plain_attention(), WidenedWeights(module):
+            return module(*args)
 
     return call
+
+
+class WidenedWeights(TorchFunctionMode):
+    """Whatever reads one of the module's weights or buffers gets it in float64.
+
+    Each is widened where it is read and dropped again: a network of billions of weights is never in memory twice.
+    """
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.weights = {id(x) for x in (*module.parameters(), *module.buffers()) if x.is_floating_point()}
+
+    def __torch_function__(
+        self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        args, named = tree_map_only(Tensor, self._widened, (args, dict(kwargs or {})))
+        return func(*args, **named)
+
+    def _widened(self, x: Tensor) -> Tensor:
+        return x.double() if id(x) in self.weights else x
 
 
 def doubled(args: Sequence[Tensor]) -> list[Tensor]:

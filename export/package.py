@@ -172,9 +172,20 @@ class Packer(OperatorGraphs):
             self.operator(name, operator)
 
     def _rounded(self, module: nn.Module) -> nn.Module:
-        """A float32 copy of the module, its weights first rounded to halves if that is the precision asked for."""
-        module = copy.deepcopy(module)
-        return module.half().float() if self.precision == "fp16" else module.float()
+        """A float32 copy of the module, its weights first rounded to halves if that is the precision asked for.
+
+        Weights that this leaves as they are stay shared with the module.
+        """
+        found = (*module.parameters(), *module.buffers())
+        return copy.deepcopy(module, {id(each): self._rounded_weight(each) for each in found})
+
+    def _rounded_weight(self, weight: Tensor) -> Tensor:
+        value = weight.detach()
+        if value.is_floating_point():
+            value = value.float()
+            halved = value.half().float() if self.precision == "fp16" else value
+            value = value if torch.equal(halved, value) else halved
+        return nn.Parameter(value, requires_grad=False) if isinstance(weight, nn.Parameter) else value
 
     def _forward(self, name: str, module: nn.Module, args: Sequence[Tensor], names: Sequence[str], output: str) -> None:
         module = self._rounded(module)
