@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("onnx")
@@ -18,7 +20,7 @@ from hosted import hosted_bundle
 from path_attacks import Canary, working_in
 from tiny import make_job
 
-from rlsd.engine import Engine, Params
+from rlsd.engine import Engine, Params, RlsdError
 from rlsd.pipeline import cli
 
 
@@ -109,3 +111,34 @@ def test_kept_bytes_of_a_batch_that_cannot_be(fake, copy, capsys):
         assert engine.bytes_per_particle == 0
     assert cli.run(["info", str(copy), "--plan"]) == 2
     assert "'info kept context 0 20'" in capsys.readouterr().err
+
+
+def pinned_floats(driver, shape: tuple[int, ...]) -> np.ndarray:
+    """Page-locked memory, which copies of the device reach after they were asked for."""
+    place = ctypes.c_uint64()
+    size = int(np.prod(shape))
+    assert driver.library.cuMemHostAlloc(ctypes.byref(place), ctypes.c_size_t(4 * size), ctypes.c_size_t(0)) == 0
+    values = np.ctypeslib.as_array((ctypes.c_float * size).from_address(place.value)).reshape(shape)
+    values[:] = np.nan
+    return values
+
+
+def test_results_of_a_step_that_failed_do_not_come_later(fake, original):
+    """A batch has queued its results when a kernel of the next cannot be launched: outputs are zero, and stay so."""
+    jobs = [
+        make_job(NETS, each, particles=1, params=Params(**{**PARAMS, "steps": 2}))
+        for each in ("inpainting", "saturate")
+    ]
+    with Engine(original) as engine:
+        engine.reconstruct(jobs)
+        fake.fail("cuLaunchKernel", fake.count("cuLaunchKernel"), 2)
+        shapes = [(1, *engine.image_shape), (1, *engine.latent_shape)] * len(jobs)
+        places = [pinned_floats(fake, shape) for shape in shapes]
+        for job, out, latents in zip(jobs, places[::2], places[1::2]):
+            engine.submit(job, out=out, out_latents=latents)
+        with pytest.raises(RlsdError, match="cannot launch kernel"):
+            engine.run()
+        engine.reconstruct(jobs[:1])
+        assert not any(place.any() for place in places)
+        for place in places:
+            fake.library.cuMemFreeHost(ctypes.c_uint64(place.ctypes.data))

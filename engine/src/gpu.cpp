@@ -46,6 +46,7 @@ void DeviceMemory::read(void *to, const void *from, std::size_t bytes) const {
 void DeviceMemory::clear(void *at, std::size_t bytes) const {
     const cuda::Driver &driver = device_.driver();
     device_.enter_quietly();
+    driver.stream_wait(device_.stream());  // after a failure results may be on their way to it, and then the caller frees it
     const cuda::Where where = cuda::where_is(driver, at);
     if (where == cuda::Where::host) Memory::clear(at, bytes);
     if (where == cuda::Where::device &&
