@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from xdist import workermanage
 
 import rlsd.engine
 from rlsd.engine import native
@@ -18,3 +19,5 @@ def pytest_configure(config: pytest.Config) -> None:
     """Before any test is imported."""
     path = config.getoption("--library").resolve(strict=True)
     native.library_path = rlsd.engine.library_path = lambda: path
+    # A library that counts writes its counts when its process ends: none may be killed for taking longer than 10 s.
+    workermanage.NodeManager.EXIT_TIMEOUT = None

@@ -1,0 +1,41 @@
+"""Repulsion among many particles on CUDA: each size of crowd has kernels of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx")
+from bundle_factory import write_bundle
+from device_case import NETS, PARAMS, TOLERANCE, difference, fake_fixture  # noqa: F401
+from hosted import hosted_bundle
+from tiny import make_job, reference
+from traced import wanted_trace
+
+from rlsd.engine import Engine, Params
+
+SIZES = [5, 17, 65]
+
+
+@pytest.fixture(name="bundle", scope="module")
+def bundle_fixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a batch for each crowd: the interpreter takes its time for every lane."""
+    folder = tmp_path_factory.mktemp("wide")
+    return hosted_bundle(write_bundle(folder / "cpu", NETS, 1, *SIZES), folder / "cuda")
+
+
+@pytest.mark.parametrize(
+    "particles, repulsion, kernel",
+    zip(SIZES, ("latent", "features", "latent"), ("repulsion_crowd_16", "repulsion_crowd_64", "repulsion_gradient")),
+)
+def test_a_crowd_of_any_size_agrees(fake, bundle, particles, repulsion, kernel):
+    params = Params(gamma=5.0, repulsion=repulsion, **{**PARAMS, "steps": 2})
+    job = make_job(NETS, particles=particles, params=params, trace=True)
+    with Engine(bundle) as engine:
+        (found,) = engine.reconstruct([job])
+    assert difference(found.particles, reference(NETS, job)) < TOLERANCE
+    np.testing.assert_allclose(found.trace, wanted_trace(NETS, job), rtol=2e-2)  # losses and bandwidths
+    launched = {line.split()[1] for line in fake.log() if line.startswith("cuLaunchKernel repulsion_")}
+    assert kernel in launched and len(launched) == (3 if particles > 64 else 2)
