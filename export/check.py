@@ -15,10 +15,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from rlsd.engine import library_path
+from rlsd.export.bundle import WEIGHTS
 from rlsd.export.trace import plain_attention
 
 LIMIT = 1e-4  # largest allowed ||got - want|| / ||want||
 SPARED = 0.005
+LARGE = 1 << 32  # bytes of weights, beyond which no optimizer may widen all those that are kept as halves at once
 
 
 class CheckError(RuntimeError):
@@ -82,6 +84,7 @@ def open_session(model: Path, optimized: bool = True) -> onnxruntime.InferenceSe
     """An ONNX file on the CPU with the engine's operators; not `optimized`, it does each of its nodes as written."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False  # for one run they only take memory
     if not optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.register_custom_ops_library(str(library_path()))
@@ -89,8 +92,8 @@ def open_session(model: Path, optimized: bool = True) -> onnxruntime.InferenceSe
 
 
 def run(model: Path, inputs: Mapping[str, Tensor | np.ndarray]) -> dict[str, np.ndarray]:
-    """All outputs of the ONNX file, by name; inputs that it does not have are left out."""
-    session = open_session(model)
+    """All outputs of a graph of a bundle that is being written, by name; inputs that it does not have are left out."""
+    session = open_session(model, optimized=(model.parent / WEIGHTS).stat().st_size <= LARGE)
     wanted = {node.name for node in session.get_inputs()}
     feed = {n: v.detach().numpy() if isinstance(v, Tensor) else v for n, v in inputs.items() if n in wanted}
     names = [node.name for node in session.get_outputs()]

@@ -11,9 +11,12 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
+from rlsd.export import check  # noqa: E402
 from rlsd.export.bundle import BundleWriter  # noqa: E402
 from rlsd.export.check import float64  # noqa: E402
+from rlsd.export.onnx_graph import to_onnx  # noqa: E402
 from rlsd.export.package import Networks, Packer  # noqa: E402
+from rlsd.export.trace import to_aten  # noqa: E402
 
 
 class Reads(nn.Module):
@@ -38,6 +41,28 @@ def test_float64_is_that_of_a_doubled_copy() -> None:
     got = float64(module)(*args)
     assert got.dtype == torch.float64 and torch.equal(got, want)
     assert {value.dtype for value in module.state_dict().values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 32])
+def test_a_graph_of_many_weights_is_run_as_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    torch.manual_seed(0)
+    module, x = nn.Conv2d(2, 4, 3).half().float(), torch.randn(1, 2, 5, 5)
+    opened = []
+    monkeypatch.setattr(check, "LARGE", limit)
+    open_session = check.open_session
+
+    def watched(model: Path, optimized: bool) -> object:
+        opened.append(optimized)
+        return open_session(model, optimized)
+
+    monkeypatch.setattr(check, "open_session", watched)
+    with BundleWriter(tmp_path / "bundle", "check", "rlsd tests", "cpu", "fp32") as writer:
+        model = writer.graph("conv", 1, to_onnx(to_aten(module, [x]), [x], ["x"], ["y"]))
+        got = check.run(model, {"x": x})
+    torch.testing.assert_close(torch.from_numpy(got["y"]), module(x).detach())
+    assert opened == [limit > 0]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
