@@ -1,0 +1,20 @@
+"""The fashion presets are what the committed search found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rlsd.pipeline.presets import FASHION
+
+RESULTS = Path(__file__).parents[1] / "bench" / "results" / "tune-fashion.jsonl"
+SEARCHED = ("rho", "lambda_", "lr_x", "lr_z", "gamma", "steps")
+
+
+def test_searched_tasks_have_the_settings_that_their_last_search_chose() -> None:
+    lines = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+    chosen = {line["task"]: line["params"] for line in lines if line.get("chosen")}
+    assert len(chosen) >= 11 and set(chosen) <= set(FASHION)
+    for task, params in chosen.items():
+        preset = FASHION[task]._asdict()
+        assert {name: preset[name] for name in SEARCHED} == {name: params[name] for name in SEARCHED}, task
