@@ -2,11 +2,14 @@
 
 Networks become graphs that ONNX Runtime's CPU provider has, with inputs and outputs in halves; operators of our own
 stay and launch the Triton kernels through the stand-in. Weights, kernels' lines, manifest: as in a bundle for CUDA.
+
+python tests/hosted.py SOURCE TARGET        writes one
 """
 
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -82,3 +85,7 @@ def move_weights(model: onnx.ModelProto, weights: bytearray) -> None:
         set_external_data(tensor, "weights.bin", len(weights), len(tensor.raw_data))
         weights.extend(tensor.raw_data)
         tensor.ClearField("raw_data")
+
+
+if __name__ == "__main__":
+    hosted_bundle(Path(sys.argv[1]), Path(sys.argv[2]))

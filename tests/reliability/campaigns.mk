@@ -1,7 +1,7 @@
 # The figures of RELIABILITY.md, each from one command.
 #
 #     make corrupted      2,000 corrupted bundles, path attacks, NaN at every step
-#     make memory         every allocation of the core failing once
+#     make memory         every allocation of the core failing once, on a CPU and over tests/fake_cuda
 #     make tsan           16 engines, 1,000 jobs and random cancels under ThreadSanitizer
 #     make valgrind       the C example of docs/embedding.md
 #     make coverage       branches of the core that the tests take; needs clang and llvm-cov
@@ -31,8 +31,14 @@ build/tiny/manifest.txt: tests/bundle_factory.py tests/tiny.py $(DEV)/.ready
 	rm -rf build/tiny
 	$(DEV)/bin/python tests/bundle_factory.py build/tiny
 
-memory: native build/tiny/manifest.txt
+build/tiny-cuda/manifest.txt: tests/hosted.py build/tiny/manifest.txt
+	rm -rf build/tiny-cuda
+	$(DEV)/bin/python tests/hosted.py build/tiny build/tiny-cuda
+
+memory: native build/tiny/manifest.txt build/tiny-cuda/manifest.txt
 	$(BUILD)/tests/reliability/failing_memory build/tiny $(ONNXRUNTIME)
+	RLSD_LIBCUDA=$(BUILD)/tests/reliability/libfake_cuda.so \
+	    $(BUILD)/tests/reliability/failing_memory build/tiny-cuda $(ONNXRUNTIME)
 
 tsan: build/tiny/manifest.txt
 	$(CONFIGURE) -B build/tsan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DRLSD_TESTS=ON -DRLSD_TSAN=ON
