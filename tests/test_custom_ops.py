@@ -358,7 +358,11 @@ def test_interleave_is_a_cropped_pixel_shuffle_and_has_its_adjoint(shape: tuple[
 
 
 @pytest.mark.parametrize(
-    "op, shape", [("Interleave", (1, 5, 3, 3)), ("Interleave", (4, 3, 3)), ("InterleavePull", (1, 2, 3, 4))]
+    "op, shape",
+    [
+        *[("Interleave", shape) for shape in [(1, 5, 3, 3), (4, 3, 3), (1, 4, 1, 3), (1, 4, 3, 1)]],
+        *[("InterleavePull", shape) for shape in [(1, 2, 3, 4), (1, 2, 4, 3), (2, 4, 4), (1, 2, 0, 4), (1, 2, 4, 0)]],
+    ],
 )
 def test_wrong_shapes_of_interleave_are_named(op: str, shape: tuple[int, ...]) -> None:
     with pytest.raises(Exception, match=rf"{op}: .* has shape .* is needed"):

@@ -1,0 +1,132 @@
+"""The engine on CUDA when a graph fails or memory is short: smaller batches, turns, or one clear error."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+pytest.importorskip("onnx")
+from bundle_factory import write_bundle
+from device_case import NETS, PARAMS, TOLERANCE, bundle_fixture, difference, fake_fixture  # noqa: F401
+from hosted import hosted_bundle
+from onnx import helper, numpy_helper
+from tiny import make_job, make_nets, reference
+
+from rlsd.engine import Engine, Job, Params, RlsdError, Status
+
+SHORT = {**PARAMS, "steps": 3}
+
+
+def greedy(source: Path, target: Path, batches: list[int]) -> Path:
+    """A bundle whose decoder asks for 256 TiB in these batches, more than a process can address."""
+    bundle = write_bundle(source, NETS, 1, 2)
+    for batch in batches:
+        path = bundle / f"decoder.b{batch}.onnx"
+        model = onnx.load(path, load_external_data=False)
+        graph = model.graph
+        graph.initializer.append(numpy_helper.from_array(np.array([1 << 46]), "huge"))
+        graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.float32), "nothing"))
+        (last,) = [node for node in graph.node if "image" in node.output]
+        last.output[0] = "decoded"
+        graph.node.append(helper.make_node("Expand", ["nothing", "huge"], ["filled"]))
+        graph.node.append(helper.make_node("ReduceMax", ["filled"], ["largest"], keepdims=0))
+        graph.node.append(helper.make_node("Add", ["decoded", "largest"], ["image"]))
+        path.write_bytes(model.SerializeToString())
+    return hosted_bundle(bundle, target)
+
+
+def test_a_graph_without_memory_makes_batches_smaller(fake, tmp_path):
+    job = make_job(NETS, particles=4, params=Params(gamma=2.0, **SHORT))
+    with Engine(greedy(tmp_path / "cpu", tmp_path / "cuda", [2])) as engine:
+        (found,) = engine.reconstruct([job])
+    assert difference(found.particles, reference(NETS, job)) < TOLERANCE
+
+
+def test_a_graph_without_memory_in_any_batch_is_an_error(fake, tmp_path):
+    with Engine(greedy(tmp_path / "cpu", tmp_path / "cuda", [1, 2])) as engine:
+        handle = engine.submit(make_job(NETS, particles=4, params=Params(**SHORT)))
+        with pytest.raises(RlsdError, match="Failed to allocate memory") as raised:
+            engine.run()
+        assert raised.value.status == handle.info().status == Status.OUT_OF_MEMORY
+        assert not handle._particles.any()
+
+
+def second_tick(engine: Engine, job: Job) -> tuple[bytes, float]:
+    """The job's particles, and the launches of its second tick."""
+    handle = engine.submit(job)
+    engine.tick()
+    before = engine.stats()["launches"]
+    engine.tick()
+    launches = engine.stats()["launches"] - before
+    engine.run()
+    return handle.result().particles.tobytes(), launches
+
+
+def test_chunks_take_turns_where_only_one_seat_has_memory(fake, bundle):
+    """8 particles in batches of 4: with memory short by one allocation they share a seat, where each is decoded twice."""
+    job = make_job(NETS, particles=8, params=Params(gamma=2.0, **SHORT))
+    with Engine(bundle) as engine:
+        wanted, fewest = second_tick(engine, job)
+        allocations = fake.count("cuMemAlloc_v2")
+    fake.reset()
+    fake.run_kernels()
+    with Engine(bundle) as engine:
+        fake.fail("cuMemAlloc_v2", allocations - fake.count("cuMemAlloc_v2"))
+        found, launches = second_tick(engine, job)
+    assert found == wanted and launches > fewest
+
+
+def test_a_graph_that_fails_while_it_runs_ends_its_jobs(fake, tmp_path):
+    """An index that is out of range at one timestep; the engine takes the next job."""
+    nets = make_nets()
+    nets.weights["offset"] = nets.weights["offset"][:100]  # of 120 timesteps
+    with Engine(hosted_bundle(write_bundle(tmp_path / "cpu", nets, 2), tmp_path / "cuda")) as engine:
+        ill = engine.submit(make_job(nets, particles=2, params=Params(**{**PARAMS, "steps": 120})))
+        with pytest.raises(RlsdError, match="indices") as raised:
+            engine.run()
+        assert raised.value.status == ill.info().status == Status.RUNTIME_ERROR
+        (well,) = engine.reconstruct([make_job(nets, params=Params(**{**PARAMS, "steps": 2}))])
+    assert np.isfinite(well.particles).all()
+
+
+def test_a_share_of_a_job_that_overflows_is_not_done_again(fake, tmp_path):
+    """The other processes would go on: what a process alone does again is an error here."""
+    loud = hosted_bundle(write_bundle(tmp_path / "cpu", NETS, 4), tmp_path / "cuda", scales=(2.0**17, 8.0))
+    job = make_job(NETS, particles=3, params=Params(gamma=2.0, **PARAMS))
+    job = replace(job, all_particles=3, gather=lambda rows, first, count: None)
+    with Engine(loud) as engine:
+        handle = engine.submit(job)
+        with pytest.raises(RlsdError, match="became NaN or infinite at step") as raised:
+            engine.run()
+        assert raised.value.status == handle.info().status == Status.NON_FINITE
+        assert engine.stats()["redone"] == 0
+
+
+def test_a_bundle_without_features(fake, tmp_path):
+    """One job of a particle alone, one with repulsion among latents; features are refused."""
+    path = hosted_bundle(write_bundle(tmp_path / "cpu", NETS, 2, with_features=False), tmp_path / "cuda")
+    jobs = [make_job(NETS, particles=n, params=Params(gamma=2.0, repulsion="latent", **SHORT)) for n in (1, 2)]
+    with Engine(path) as engine:
+        for job, found in zip(jobs, engine.reconstruct(jobs), strict=True):
+            assert difference(found.particles, reference(NETS, job, with_features=False)) < TOLERANCE
+        with pytest.raises(RlsdError, match=r"repulsion.*features"):
+            engine.submit(make_job(NETS, params=Params(repulsion="features", gamma=1.0, **SHORT)))
+
+
+def test_a_job_in_the_place_of_one_that_is_done_is_the_same(fake, bundle):
+    first, long, last = (
+        make_job(NETS, particles=n, item=n, params=Params(**{**PARAMS, "steps": steps}))
+        for n, steps in ((3, 2), (1, 5), (2, 3))
+    )
+    with Engine(bundle) as engine:
+        wanted = [engine.reconstruct([job])[0].particles.tobytes() for job in (long, last)]
+        done, handle = engine.submit(first), engine.submit(long)
+        while not done.done:
+            engine.tick()
+        handles = [handle, engine.submit(last)]
+        engine.run()
+        assert [each.result().particles.tobytes() for each in handles] == wanted
