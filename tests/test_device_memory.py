@@ -67,7 +67,7 @@ def second_tick(engine: Engine, job: Job) -> tuple[bytes, float]:
 
 
 def test_chunks_take_turns_where_only_one_seat_has_memory(fake, bundle):
-    """8 particles in batches of 4: with memory short by one allocation they share a seat, where each is decoded twice."""
+    """8 particles in batches of 4, memory short by one allocation: they share a seat, where each is decoded twice."""
     job = make_job(NETS, particles=8, params=Params(gamma=2.0, **SHORT))
     with Engine(bundle) as engine:
         wanted, fewest = second_tick(engine, job)
