@@ -265,42 +265,8 @@ Value::Value(const Runtime &runtime, std::span<float> data, std::span<const std:
 Value::Value(const Runtime &runtime, std::span<std::int64_t> data, std::span<const std::int64_t> shape)
     : Value(runtime, data.data(), data.size_bytes(), shape, Type::int64) {}
 
-Value &Value::operator=(Value &&other) noexcept {
-    if (this != &other) {
-        reset();
-        value_ = std::exchange(other.value_, nullptr);
-        api_ = other.api_;
-    }
-    return *this;
-}
-
-void Value::reset() noexcept {
-    if (value_ != nullptr) api_->release_value(std::exchange(value_, nullptr));
-}
-
-void *Value::raw_data() const {
-    void *data = nullptr;
-    api_->check(api_->tensor_data(value_, &data), "cannot read a tensor");
-    return data;
-}
-
-Type Value::type() const {
-    OrtShapeInfo *info = nullptr;
-    api_->check(api_->tensor_shape_info(value_, &info), "cannot read a tensor's type");
-    const Owned<OrtShapeInfo> owner(info, api_->release_shape_info);
-    int type = 0;
-    api_->check(api_->get_element_type(info, &type), "cannot read a tensor's type");
-    return static_cast<Type>(type);
-}
-
-std::vector<std::int64_t> Value::shape() const {
-    OrtShapeInfo *info = nullptr;
-    api_->check(api_->tensor_shape_info(value_, &info), "cannot read a tensor's shape");
-    const Owned<OrtShapeInfo> owner(info, api_->release_shape_info);
-    Type type;
-    std::vector<std::int64_t> shape;
-    read_shape(*api_, info, type, shape);
-    return shape;
+Value::~Value() {
+    if (value_ != nullptr) api_->release_value(value_);
 }
 
 std::size_t TensorInfo::count() const noexcept {
@@ -325,13 +291,7 @@ Session::Session(std::shared_ptr<const Runtime> runtime, std::span<const std::by
     session_ = session.release();
 }
 
-Session::Session(Session &&other) noexcept
-    : runtime_(std::move(other.runtime_)), session_(std::exchange(other.session_, nullptr)),
-      inputs_(std::move(other.inputs_)), outputs_(std::move(other.outputs_)) {}
-
-Session::~Session() {
-    if (session_ != nullptr) runtime_->api().release_session(session_);
-}
+Session::~Session() { runtime_->api().release_session(session_); }
 
 void Session::run(std::span<const char *const> input_names, std::span<const OrtValue *const> inputs,
                   std::span<const char *const> output_names, std::span<OrtValue *> outputs,

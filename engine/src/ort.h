@@ -208,37 +208,23 @@ class Runtime {
     mutable std::map<int, OrtMemoryInfo *> cuda_;
 };
 
-// Owns one tensor of ONNX Runtime; empty by default (as an output: run() then allocates it, and
-// the next run() with the same Value writes into the same memory). Must not outlive its Runtime.
+// One tensor of ONNX Runtime over the caller's memory. Must not outlive its Runtime.
 class Value {
   public:
-    Value() = default;
-    // A tensor over the caller's memory, which must outlive it; of the kind `where`, by default the CPU's. bytes must
-    // fit the shape.
+    // The memory must outlive it; of the kind `where`, by default the CPU's. bytes must fit the shape.
     Value(const Runtime &runtime, void *data, std::size_t bytes, std::span<const std::int64_t> shape, Type type,
           const OrtMemoryInfo *where = nullptr);
     Value(const Runtime &runtime, std::span<float> data, std::span<const std::int64_t> shape);
     Value(const Runtime &runtime, std::span<std::int64_t> data, std::span<const std::int64_t> shape);
-    Value(const Runtime &runtime, OrtValue *owned) noexcept : value_(owned), api_(&runtime.api()) {}
     Value(Value &&other) noexcept : value_(std::exchange(other.value_, nullptr)), api_(other.api_) {}
-    Value &operator=(Value &&other) noexcept;
-    ~Value() { reset(); }
+    Value &operator=(Value &&) = delete;
+    ~Value();
 
     OrtValue *get() const noexcept { return value_; }
-    OrtValue *release() noexcept { return std::exchange(value_, nullptr); }
-    void reset() noexcept;
-    explicit operator bool() const noexcept { return value_ != nullptr; }
-
-    // Of a value that is not empty. The element type is not checked by data().
-    template <class T> T *data() const { return static_cast<T *>(raw_data()); }
-    Type type() const;
-    std::vector<std::int64_t> shape() const;
 
   private:
-    void *raw_data() const;
-
     OrtValue *value_ = nullptr;
-    const Api *api_ = nullptr;
+    const Api *api_;
 };
 
 // One input or output of a graph. A dimension without a fixed size is -1.
@@ -294,16 +280,15 @@ class Session {
     Session(std::shared_ptr<const Runtime> runtime, std::span<const std::byte> model,
             std::span<const ExternalFile> external = {}, const Placement *placement = nullptr);
     ~Session();
-    Session(Session &&other) noexcept;
-    Session &operator=(Session &&) = delete;
+    Session(const Session &) = delete;
+    Session &operator=(const Session &) = delete;
 
     const std::vector<TensorInfo> &inputs() const noexcept { return inputs_; }
     const std::vector<TensorInfo> &outputs() const noexcept { return outputs_; }
     const Runtime &runtime() const noexcept { return *runtime_; }
 
-    // Runs the graph. Names and values go by position; outputs that are not named are not computed.
-    // An output value that is null is allocated by ONNX Runtime and becomes the caller's (wrap it
-    // in a Value); one that is not is written in place. Allocates nothing of its own.
+    // Runs the graph. Names and values go by position; outputs that are not named are not computed, the others are
+    // written in place. Allocates nothing of its own.
     void run(std::span<const char *const> input_names, std::span<const OrtValue *const> inputs,
              std::span<const char *const> output_names, std::span<OrtValue *> outputs,
              const RunOptions *options = nullptr) const;
