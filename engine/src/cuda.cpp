@@ -51,8 +51,8 @@ void Driver::check(Result result, const char *doing) const {
 }
 
 Buffer::Buffer(const Device &device, std::size_t bytes) : device_(&device), bytes_(bytes) {
-    device.check(device.driver().memory_alloc(&address_, bytes > 0 ? bytes : 1),
-                 text("cannot allocate ", bytes, " bytes on the device").c_str());
+    const std::string doing = text("cannot allocate ", bytes, " bytes on the device");  // first: it may throw itself
+    device.check(device.driver().memory_alloc(&address_, bytes > 0 ? bytes : 1), doing.c_str());
 }
 
 // Nothing can be done about an error here; a device that is lost answers every call with one.
