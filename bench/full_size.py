@@ -113,8 +113,8 @@ def export(checkpoint: Path, out: Path, size: int, operators: Sequence[str]) -> 
     worst: dict[str, float] = {}
     for words in lines:
         if words[0] == "check":
-            first, *_, last = words[1].split(".")
-            name = f"operators.{last}" if first == "operator" else first
+            kind, _, rest = words[1].partition(".")
+            name = f"operators.{rest.rpartition('.')[2]}" if kind == "operator" else kind
             worst[name] = max(worst.get(name, 0.0), float(words[3]))
     named = [words[1] for words in lines if words[0] == "operator"]
     return {"operators": named, "errors": worst, "gib": size_of(out)}

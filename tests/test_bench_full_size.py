@@ -20,26 +20,42 @@ from rlsd.pipeline.tasks import TASKS
 OPERATORS = ("inpainting", "luminance")
 
 
-def here(act: Callable[..., dict], *given: Any) -> dict[str, Any]:
-    """In place of a process of its own, which would import torch again."""
-    return full_size._measured(act, given)
-
-
-def test_every_stage_leaves_a_line_and_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(full_size, "apart", here)
+def test_a_checkpoint_is_exported_opened_and_takes_a_step(tmp_path: Path) -> None:
     checkpoint = checkpoints.stable_diffusion(tmp_path / "thin", text=False)
-    words = ["--checkpoint", str(checkpoint), "--work", str(tmp_path / "work"), "--results", str(tmp_path / "lines")]
-    full_size.main([*words, "--size", "32", "--small", "16", "--operators", *OPERATORS])
-    lines = [json.loads(line) for line in (tmp_path / "lines").read_text().splitlines()]
-    assert [(line["stage"], line["size"]) for line in lines] == [
-        ("export", 32), ("open", 32), ("export", 16), ("step", 16)
-    ]  # fmt: skip
-    assert all(line["network"] == "thin" and line["seconds"] >= 0 and line["most_gib"] > 0.1 for line in lines)
-    assert lines[0]["operators"] == lines[1]["operators"] == list(OPERATORS)
-    assert set(lines[0]["errors"]) == {"denoiser", "decoder", "decoder_pull", "operators.forward", "operators.loss"}
-    assert all(0 <= error < 1e-4 for error in lines[0]["errors"].values()) and lines[1]["image"] == [3, 32, 32]
-    assert lines[3]["tasks"] == [task.name for task in TASKS.values() if task.operator in OPERATORS]
-    assert not (tmp_path / "work").exists() and checkpoint.is_dir()
+    exported = full_size.export(checkpoint, tmp_path / "bundle", 16, OPERATORS)
+    assert exported["operators"] == list(OPERATORS) and exported["gib"] == full_size.size_of(tmp_path / "bundle")
+    assert set(exported["errors"]) == {"denoiser", "decoder", "decoder_pull", "operators.forward", "operators.loss"}
+    assert all(0 <= error < 1e-4 for error in exported["errors"].values())
+    opened = full_size.open_bundle(tmp_path / "bundle")
+    assert opened == {"latent": [4, 2, 2], "image": [3, 16, 16], "operators": list(OPERATORS)}
+    done = full_size.step(tmp_path / "bundle")
+    assert done == {"tasks": [task.name for task in TASKS.values() if task.operator in OPERATORS]}
+
+
+@pytest.mark.parametrize(
+    ("stages", "wanted"),
+    [
+        ((), [("checkpoint", None), ("export", 512), ("open", 512), ("export", 64), ("step", 64)]),
+        (("--stages", "step"), [("checkpoint", None), ("export", 64), ("step", 64)]),
+        (("--stages", "export"), [("checkpoint", None), ("export", 512)]),
+    ],
+)
+def test_every_stage_leaves_a_line_and_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stages: tuple[str, ...], wanted: list
+) -> None:
+    def written(act: Callable[..., dict], *given: Any) -> dict[str, Any]:
+        for folder in given:
+            if isinstance(folder, Path):
+                folder.mkdir(exist_ok=True)
+        return {"act": act.__name__}
+
+    monkeypatch.setattr(full_size, "apart", written)
+    work, results = tmp_path / "work", tmp_path / "lines"
+    full_size.main(["--family", "sdxl", "--work", str(work), "--results", str(results), *stages])
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    assert [(line["stage"], line["size"]) for line in lines] == wanted and not work.exists()
+    acts = {"checkpoint": "write_checkpoint", "export": "export", "open": "open_bundle", "step": "step"}
+    assert all(line["act"] == acts[line["stage"]] and line["network"] == "sdxl" for line in lines)
 
 
 def test_a_stage_runs_in_a_process_of_its_own() -> None:
