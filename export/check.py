@@ -93,7 +93,8 @@ def open_session(model: Path, optimized: bool = True) -> onnxruntime.InferenceSe
 
 def run(model: Path, inputs: Mapping[str, Tensor | np.ndarray]) -> dict[str, np.ndarray]:
     """All outputs of a graph of a bundle that is being written, by name; inputs that it does not have are left out."""
-    session = open_session(model, optimized=(model.parent / WEIGHTS).stat().st_size <= LARGE)
+    weights = model.parent / WEIGHTS
+    session = open_session(model, optimized=not weights.is_file() or weights.stat().st_size <= LARGE)
     wanted = {node.name for node in session.get_inputs()}
     feed = {n: v.detach().numpy() if isinstance(v, Tensor) else v for n, v in inputs.items() if n in wanted}
     names = [node.name for node in session.get_outputs()]

@@ -12,6 +12,7 @@ from PIL import Image
 from pipeline_cli import FAKE, files_in, reconstruct, rlsd, work  # noqa: F401 (a fixture of all tests here)
 
 from rlsd.pipeline import cli
+from rlsd.pipeline.presets import FASHION
 
 # ------------------------------------------------------------------ what it writes
 
@@ -28,7 +29,7 @@ def test_reconstruct_writes_pictures_and_reports(tmp_path, capsys):
     report = json.loads((tmp_path / "out/report.json").read_text(), parse_constant=pytest.fail)
     (task,) = report["tasks"]
     assert (task["particles"], task["seed"], task["sigma"], task["gamma"], task["steps"]) == (3, 7, 0.05, 2, 4)
-    assert task["class"] == "dog" and task["lambda"] == 0.15
+    assert task["class"] == "dog" and task["lambda"] == FASHION["random"].lambda_
     assert [entry["name"] for entry in report["items"]] == ["a", "b"]
     assert report["items"][0]["sha256"] == sha256(tmp_path / "a.png")
     assert report["bundle"]["manifest_sha256"] == sha256(tmp_path / "bundle/manifest.txt")
