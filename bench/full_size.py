@@ -26,7 +26,7 @@ import numpy as np
 
 from rlsd.bench import measure
 from rlsd.engine import Engine, Job, Params
-from rlsd.pipeline.tasks import TASKS
+from rlsd.pipeline.tasks import TASKS, Task
 
 GIB = 2**30
 STAGES = ("export", "open", "step")
@@ -131,17 +131,22 @@ def step(bundle: Path) -> dict[str, Any]:
     """One step of each task on one random image; SystemExit unless every particle is finite."""
     with Engine(bundle) as engine:
         tasks = [task for task in TASKS.values() if task.operator in engine.operators]
-        x = np.random.default_rng(0).uniform(-1, 1, engine.image_shape).astype(np.float32)
-        jobs = []
-        for item, task in enumerate(tasks):
-            given = task.parameters(engine.operators[task.operator].params, 0, item, {}, measured=False)
-            y = engine.measure(task.operator, x[None], **{name: value[None] for name, value in given.items()})[0]
-            jobs.append(Job(y, task.operator, given, particles=1, item=item, params=Params(steps=2)))
-        results = engine.reconstruct(jobs)
+        results = engine.reconstruct(one_step_jobs(engine, tasks, particles=1))
     for task, result in zip(tasks, results):
         if not np.isfinite(result.particles).all():
             raise SystemExit(f"{task.name}: a step gave values that are not finite")
     return {"tasks": [task.name for task in tasks]}
+
+
+def one_step_jobs(engine: Engine, tasks: Sequence[Task], particles: int) -> list[Job]:
+    """A job of one step for each task, of what its operator measures of one random image."""
+    x = np.random.default_rng(0).uniform(-1, 1, engine.image_shape).astype(np.float32)
+    jobs = []
+    for item, task in enumerate(tasks):
+        given = task.parameters(engine.operators[task.operator].params, 0, item, {}, measured=False)
+        y = engine.measure(task.operator, x[None], **{name: value[None] for name, value in given.items()})[0]
+        jobs.append(Job(y, task.operator, given, particles, item=item, params=Params(steps=2)))
+    return jobs
 
 
 def size_of(folder: Path) -> float:

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 import checkpoints  # noqa: E402
 
+from rlsd.bench.full_size import one_step_jobs  # noqa: E402
 from rlsd.engine import Engine, Job, Params  # noqa: E402
 from rlsd.export import export_checkpoint  # noqa: E402
 from rlsd.export.bundle import BundleWriter  # noqa: E402
@@ -34,14 +35,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_task_takes_a_step_in_colour(bundle: Path) -> None:
     tasks = [*TASKS.values(), *(named_task(name) for name in CHAINS)]
-    x = np.random.default_rng(0).uniform(-1, 1, IMAGE).astype(np.float32)
     with Engine(bundle, threads=1) as engine:
         assert engine.image_shape == IMAGE and {task.operator for task in tasks} <= set(engine.operators)
-        jobs = []
-        for item, task in enumerate(tasks):
-            given = task.parameters(engine.operators[task.operator].params, 0, item, {}, measured=False)
-            y = engine.measure(task.operator, x[None], **{name: value[None] for name, value in given.items()})[0]
-            jobs.append(Job(y, task.operator, given, particles=2, item=item, params=Params(steps=2)))
+        jobs = one_step_jobs(engine, tasks, particles=2)
         results = engine.reconstruct(jobs)
     for task, job, result in zip(tasks, jobs, results):
         assert np.isfinite(job.y).all() and np.isfinite(result.particles).all(), task.name
