@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def needed_files(files: list[str], halves: bool) -> list[str]:
 
 
 def _fits(name: str, half: bool) -> bool:
-    return name == "config.json" or (".fp16." in name) == half
+    return name == "config.json" or bool(re.search(r"\.fp16[.-]", name)) == half  # a shard: STEM.fp16-00001-of-00002
 
 
 def missing_parts(checkpoint: Path) -> list[str]:

@@ -18,6 +18,7 @@ QUALITY: Sequence[Figure] = tuple(
 SPREAD: Sequence[Figure] = (
     ("residual", ("residual", "mean"), ".4f"),
     ("in sigma", ("residual_in_sigma", "mean"), ".2f"),
+    ("of mean image", ("residual_in_sigma", "of_mean_image"), ".2f"),
     ("similarity", ("feature_similarity",), ".3f"),
     ("deviation", ("deviation",), ".3f"),
     ("classes", ("classes", "distinct"), ".3g"),

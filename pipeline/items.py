@@ -14,6 +14,7 @@ from rlsd.engine.native import STREAM_USER
 from rlsd.pipeline.errors import InputError, about
 from rlsd.pipeline.fit import Frame, fit_image, read_measurement, read_parameter
 from rlsd.pipeline.images import read_image, sha256
+from rlsd.pipeline.metrics import data_mask
 from rlsd.pipeline.prompts import prompt_context
 from rlsd.pipeline.settings import Settings
 from rlsd.pipeline.tasks import Task
@@ -186,5 +187,5 @@ def simulate(
 
 def observed(y: np.ndarray, params: Mapping[str, np.ndarray]) -> np.ndarray:
     """y with 0 where a mask says that nothing was observed: whatever stands there is no measurement."""
-    mask = params.get("mask", params.get("second_mask"))  # of a chain, the one that is applied last
-    return y if mask is None or mask.shape[1:] != y.shape[1:] else y * mask
+    mask = data_mask(y, params)
+    return y if mask is None else y * mask

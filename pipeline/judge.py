@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,12 +43,15 @@ class Judge:
         """All figures of a reconstruction."""
         item, particles = outcome.item, outcome.particles
         phi, truth = self._place(outcome)
-        residual = self._residual(item, particles)
+        *residual, of_mean = self._residual(
+            item, np.concatenate([particles, particles.mean(0, keepdims=True)])
+        ).tolist()
         fit, sigma = int(np.argmin(residual)), item.settings.sigma
+        misfit = {**summary(residual, fit), "of_mean_image": _finite(of_mean)}
         figures: dict[str, Any] = {
             "seconds": round(outcome.seconds, 3),
-            "residual": summary(residual.tolist(), fit),
-            "residual_in_sigma": summary((residual / sigma).tolist(), fit) if sigma > 0 else None,
+            "residual": misfit,
+            "residual_in_sigma": scaled(misfit, 1 / sigma) if sigma > 0 else None,
             "best_by_fit": fit,
             "deviation": float(metrics.deviation(self.frame.crop(particles)).mean()),
             "feature_similarity": metrics.cosine_similarity(phi) if self.engine.feature_dim else None,
@@ -68,9 +71,9 @@ class Judge:
         phi = self.engine.features(images.astype(np.float32))
         return (phi, None) if truth is None else (phi[:-1], phi[-1])
 
-    def _residual(self, item: Item, particles: np.ndarray) -> np.ndarray:
+    def _residual(self, item: Item, images: np.ndarray) -> np.ndarray:
         params = {name: value[None] for name, value in item.operator_params.items()}
-        predicted = self.engine.measure(item.task.operator, particles, **params)
+        predicted = self.engine.measure(item.task.operator, images, **params)
         return metrics.residual(item.y, predicted, item.operator_params)
 
 
@@ -111,6 +114,12 @@ def summary(values: Sequence[float], fit: int, best: Callable[..., float] = min)
         "best_by_fit": _finite(values[fit]),
         "particles": [_finite(value) for value in values],
     }
+
+
+def scaled(figures: Mapping[str, Any], factor: float) -> dict[str, Any]:
+    """A summary in another unit."""
+    times = lambda value: None if value is None else value * factor  # noqa: E731
+    return {key: list(map(times, v)) if isinstance(v, list) else times(v) for key, v in figures.items()}
 
 
 def _finite(value: float) -> float | None:

@@ -52,8 +52,8 @@ def deviation(particles: np.ndarray) -> np.ndarray:
 def residual(y: np.ndarray, predicted: np.ndarray, params: Mapping[str, np.ndarray]) -> np.ndarray:
     """sqrt(mean (y - f(x))^2) of each particle, y [...] and f(x) [N, ...]; under a mask over what was observed."""
     squared = (predicted.astype(np.float64) - y) ** 2
-    mask = params.get("mask")
-    if mask is not None and mask.shape[1:] == y.shape[1:]:
+    mask = data_mask(y, params)
+    if mask is not None:
         weight = np.broadcast_to(mask, y.shape)
         return np.sqrt((squared * weight).reshape(len(squared), -1).sum(1) / max(weight.sum(), 1))
     return np.sqrt(squared.reshape(len(squared), -1).mean(1))
@@ -61,10 +61,14 @@ def residual(y: np.ndarray, predicted: np.ndarray, params: Mapping[str, np.ndarr
 
 def observed_share(y: np.ndarray, params: Mapping[str, np.ndarray]) -> float:
     """The share of the values of y that a mask says were observed; 1 without a mask."""
-    mask = params.get("mask")
-    if mask is None or mask.shape[1:] != y.shape[1:]:
-        return 1.0
-    return float(np.broadcast_to(mask, y.shape).mean())
+    mask = data_mask(y, params)
+    return 1.0 if mask is None else float(np.broadcast_to(mask, y.shape).mean())
+
+
+def data_mask(y: np.ndarray, params: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """The operator's parameter that says which values of y were observed: its mask, of a chain the last one's."""
+    mask = params.get("mask", params.get("second_mask"))
+    return mask if mask is not None and mask.shape[1:] == y.shape[1:] else None
 
 
 def _clipped(image: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from rlsd.pipeline import metrics
 from rlsd.pipeline.fit import Frame
 from rlsd.pipeline.items import Item
 
@@ -75,10 +76,10 @@ def measurement_picture(item: Item, frame: Frame) -> tuple[Image.Image, str]:
         low, high = float(values.min()), float(values.max())
         shown = (values - low) / max(high - low, 1e-12) * 2 - 1
         return picture(shown), "log magnitude" if logarithmic else "measurement"
-    mask = item.operator_params.get("mask")
+    mask = metrics.data_mask(y, item.operator_params)
     same_size = y.shape[1:] == frame.image[1:]
     shown = to_bytes(frame.crop(y) if same_size else y)
-    if mask is None or mask.shape[1:] != y.shape[1:]:
+    if mask is None:
         return Image.fromarray(np.ascontiguousarray(shown)), "measurement"
     colour = shown if shown.ndim == 3 else shown[..., None].repeat(3, -1)
     known = frame.crop(mask)[0, ..., None] > 0.5

@@ -25,6 +25,7 @@ class Preset(NamedTuple):
     sigma: float = 0.001
 
 
+_OTHER = Preset(200, 0.07, 0.15, 0.4, 0.8, 4, 0)  # what a user's own task begins with
 _HALF = Preset(999, 0.07, 0.15, 0.4, 0.8, 4, 50)
 _FREE = Preset(500, 0.1, 0.15, 0.4, 1.0, 4, 25)
 _SMALL = Preset(999, 0.08, 0.009, 0.3, 0.3, 2, 0)
@@ -41,6 +42,15 @@ SD512: Mapping[str, Preset] = {
     "gaussian-blur": _DEBLUR, "motion-blur": _DEBLUR, "nonlinear-blur": _DEBLUR, "phase-retrieval": _PHASE,
     "hdr": _HDR, "colour": _HDR, "jpeg": _SUPERRES, "quantise": _HDR,
 }  # fmt: skip
+
+# Those published for the variant without images of its own (rho and lr_x play no part there).
+_BARE_HALF = _HALF._replace(steps=500, lambda_=0.1, lr_z=0.6, gamma=30)
+_BARE_SUPERRES = _SUPERRES._replace(steps=500, lambda_=0.1, lr_z=0.6, gamma=35)
+
+SD512_NONAUG: Mapping[str, Preset] = {
+    **dict.fromkeys(("half", "half-bottom", "half-face", "full-face", "box", "small-visible"), _BARE_HALF),
+    **dict.fromkeys(("sr4", "sr8", "sr4-bicubic", "sr8-bicubic", "jpeg"), _BARE_SUPERRES),
+}
 
 # Found by rlsd.bench.tune on images of the training split (bench/results/tune-fashion.jsonl), but for half-bottom, box
 # and small-visible, which have those of half; the other three of superresolution, those of sr4; and colour, those of
@@ -68,6 +78,12 @@ FASHION: Mapping[str, Preset] = {
 }  # fmt: skip
 
 FAMILIES: Mapping[str, Mapping[str, Preset]] = {"fashion": FASHION, "sd512": SD512}
+VARIANTS: Mapping[tuple[str, str], Mapping[str, Preset]] = {("sd512", "rlsd-nonaug"): SD512_NONAUG}
+
+
+def preset_of(task: str, family: str, variant: str = "rlsd") -> Preset:
+    """A task's settings for a family of priors, a variant's own where there are some."""
+    return VARIANTS.get((family, variant), {}).get(task) or FAMILIES[family].get(task, _OTHER)
 
 
 def family_of(image: tuple[int, ...]) -> str:

@@ -59,7 +59,8 @@ def settings_for(task: Task, family: str, changes: Mapping[str, object]) -> Sett
 
     Raises InputError naming field, value and what is allowed.
     """
-    values = {**task.preset(family)._asdict(), **{key: value for key, value in changes.items() if value is not None}}
+    changes = {key: value for key, value in changes.items() if value is not None}
+    values = {**task.preset(family, str(changes.get("variant", "rlsd")))._asdict(), **changes}
     names = ("particles", "seed", "sigma", "label", "prompt", "text_encoder")
     outer = {key: values.pop(key) for key in names if key in values}
     try:

@@ -17,7 +17,7 @@ from rlsd.pipeline.items import frame_of
 from rlsd.pipeline.machine import libraries, machine, versions
 from rlsd.pipeline.model import shipped
 from rlsd.pipeline.plan import Plan
-from rlsd.pipeline.presets import FAMILIES, family_of
+from rlsd.pipeline.presets import FAMILIES, VARIANTS, family_of
 from rlsd.pipeline.tasks import TASKS
 
 
@@ -141,16 +141,19 @@ def show_tasks(console: Console, engine: Engine | None) -> None:
     console.print(table)
     for family in [family_of(engine.image_shape)] if engine else FAMILIES:
         console.print(settings_table(family))
+        for variant in (variant for name, variant in VARIANTS if name == family):
+            console.print(settings_table(family, variant))
 
 
-def settings_table(family: str) -> Table:
-    """The settings of every task for one family of priors."""
-    table = Table(title=f"Settings for {family}", title_justify="left", box=SIMPLE)
+def settings_table(family: str, variant: str = "") -> Table:
+    """The settings of every task for one family of priors, or those that a variant has of its own."""
+    title = f"Settings for {family}" + f", --variant {variant} (other tasks: as above)" * bool(variant)
+    table = Table(title=title, title_justify="left", box=SIMPLE)
     table.add_column("task", no_wrap=True)
     for head in ("steps", "rho", "lambda", "lr_x", "lr_z", "N", "gamma", "sigma"):
         table.add_column(head, justify="right")
-    for task in TASKS.values():
-        table.add_row(task.name, *(f"{value:g}" for value in task.preset(family)))
+    for name in VARIANTS[family, variant] if variant else TASKS:
+        table.add_row(name, *(f"{value:g}" for value in TASKS[name].preset(family, variant)))
     return table
 
 

@@ -17,7 +17,11 @@ ITEM_COLUMNS: Mapping[str, Path] = {
     "source": ("source",),
     "seconds": ("seconds",),
     **{f"{metric}_{kind}": (metric, kind) for metric in ("psnr", "ssim", "lpips") for kind in _KINDS},
-    **{f"{metric}_{kind}": (metric, kind) for metric in ("residual", "residual_in_sigma") for kind in ("mean", "best")},
+    **{
+        f"{metric}_{kind}": (metric, kind)
+        for metric in ("residual", "residual_in_sigma")
+        for kind in ("mean", "best", "of_mean_image")
+    },
     "best_by_fit": ("best_by_fit",),
     "feature_similarity": ("feature_similarity",),
     "deviation": ("deviation",),

@@ -10,10 +10,9 @@ import numpy as np
 
 from rlsd.pipeline import masks
 from rlsd.pipeline.errors import InputError
-from rlsd.pipeline.presets import FAMILIES, Preset
+from rlsd.pipeline.presets import Preset, preset_of
 
 Shapes = Mapping[str, tuple[int, ...]]
-_DEFAULT = Preset(200, 0.07, 0.15, 0.4, 0.8, 4, 0)
 
 
 @dataclass(frozen=True)
@@ -39,9 +38,9 @@ class Task:
     pictorial: bool = True
     channels: int | None = None
 
-    def preset(self, family: str) -> Preset:
+    def preset(self, family: str, variant: str = "rlsd") -> Preset:
         """The settings for a family of priors (a name in presets.FAMILIES); a chain has those of its first part."""
-        return FAMILIES[family].get(self.name.split("+")[0], _DEFAULT)
+        return preset_of(self.name.split("+")[0], family, variant)
 
     def parameters(
         self, shapes: Shapes, seed: int, item: int, given: Mapping[str, np.ndarray], measured: bool

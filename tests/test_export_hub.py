@@ -144,3 +144,12 @@ def test_what_is_not_pinned_is_refused(checkpoint: str, revision: str | None, wh
 def test_a_folder_has_no_revision(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is a local folder"):
         locate(tmp_path, COMMIT)
+
+
+@pytest.mark.parametrize("halves", [False, True])
+def test_shards_of_one_set_of_weights_are_needed(halves: bool) -> None:
+    stem = "unet/diffusion_pytorch_model"
+    shards = {dot: {f"{stem}{dot}-0000{i}-of-00002.safetensors" for i in (1, 2)} for dot in ("", ".fp16")}
+    indices = [f"{stem}.safetensors.index{dot}.json" for dot in ("", ".fp16")]
+    chosen = needed_files(["unet/config.json", *shards[""], *shards[".fp16"], *indices], halves)
+    assert set(chosen) == {"unet/config.json", indices[halves], *shards[".fp16" if halves else ""]}

@@ -53,6 +53,12 @@ def test_figures(engine):
     predicted = engine.measure("superres4", made.particles)
     assert figures["residual"]["particles"][2] == pytest.approx(np.sqrt((predicted[2] ** 2).mean()), rel=1e-5)
     assert figures["residual_in_sigma"]["mean"] == pytest.approx(figures["residual"]["mean"] / 0.1)
+    of_mean = engine.measure("superres4", made.particles.mean(0, keepdims=True))
+    assert figures["residual"]["of_mean_image"] == pytest.approx(np.sqrt((of_mean**2).mean()), rel=1e-5)
+    assert figures["residual_in_sigma"]["of_mean_image"] == pytest.approx(figures["residual"]["of_mean_image"] / 0.1)
+    assert figures["residual_in_sigma"]["particles"] == pytest.approx(
+        [r / 0.1 for r in figures["residual"]["particles"]]
+    )
     assert figures["deviation"] == pytest.approx(inside.std(0).mean(), rel=1e-6)
     assert -1 <= figures["feature_similarity"] <= 1 and figures["classes"] is None
     fit = figures["best_by_fit"]

@@ -70,3 +70,9 @@ def test_residual_counts_what_was_observed():
     mask = np.zeros((1, 4, 4), np.float32)
     mask[:, :2] = 1
     assert metrics.residual(y, predicted * mask, {"mask": mask}).tolist() == [0.5, 0.5]
+    chain = {
+        "first_mask": np.ones_like(mask),
+        "second_mask": mask,
+    }  # of a chain, the last one's
+    assert metrics.residual(y, predicted * mask, chain).tolist() == [0.5, 0.5]
+    assert metrics.observed_share(y, chain) == 0.5 and metrics.observed_share(y, {"first_mask": mask}) == 1

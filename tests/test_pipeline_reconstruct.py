@@ -140,6 +140,8 @@ def test_names_are_safe_and_differ(tmp_path):
 def test_settings(engine):
     changed = settings_for(TASKS["half"], "sd512", {"gamma": 3.0, "steps": None, "seed": 4})
     assert (changed.params.gamma, changed.params.steps, changed.seed, changed.particles) == (3.0, 999, 4, 4)
+    bare = settings_for(TASKS["sr8"], "sd512", {"variant": "rlsd-nonaug", "steps": 20}).params
+    assert (bare.steps, bare.lambda_, bare.lr_z, bare.gamma) == (20, 0.1, 0.6, 35)
     for changes, message in (
         ({"particles": 0}, "particles is 0; allowed are 1 to 65536"),
         ({"sigma": -1.0}, "sigma is -1.0; it must be 0 or more"),
