@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -196,10 +196,11 @@ def test_what_phase_retrieval_cannot_tell_is_moved_back() -> None:
     truth = np.full((1, 8, 8), -0.9)
     truth[:, 2:5, 1:6] = generator.uniform(-0.9, 0.9, (1, 3, 5))
     noisy = truth + generator.normal(0, 0.02, truth.shape)
-    there, in_place = figures.aligned(noisy, truth)
-    assert in_place and there == pytest.approx(10 * np.log10(4 / 0.02**2), abs=1)
+    there, moved = figures.aligned(noisy, truth)
+    assert not moved and there == pytest.approx(10 * np.log10(4 / 0.02**2), abs=1)
     for moved in (noisy[:, ::-1, ::-1], np.roll(noisy, (3, -1), (1, 2)), np.roll(noisy[:, ::-1, ::-1], 2, 1)):
-        assert figures.aligned(moved, truth) == (pytest.approx(there), False)
+        assert figures.aligned(moved, truth) == (pytest.approx(there), True)
+    assert figures.aligned(np.roll(noisy, (1, -1), (1, 2)), truth) == (pytest.approx(there), False)  # a pixel is none
     assert figures.aligned(noisy[:, ::-1], truth)[0] < there - 10  # a mirror image is another image
 
 
@@ -275,7 +276,7 @@ def test_the_page_says_what_was_found(tmp_path: Path) -> None:
     assert text.count("| small-visible | RLSD; ") == 1  # nothing else was drawn
     assert "; latent DPS (every task)" in text and "RLSD (half, sr4," in text
     assert "92.3 % right" in text and "3 of the first 7 images are open" in text
-    assert "| NonRepuls-RLSD (gamma = 0) | 3 | 20.00 +-0.00 |" in text and "| 99 (0), 0 (0) | 125 |" in text
+    assert "| NonRepuls-RLSD (gamma = 0) | 12 | 3 | 20.00 +-0.00 |" in text and "| 99 (0), 0 (0) | 125 |" in text
     assert (tmp_path / "docs/quality/small-visible.png").stat().st_size > 500
 
 
@@ -283,3 +284,18 @@ def test_test_images_come_in_a_fixed_order() -> None:
     order = items.order()
     assert sorted(order.tolist()) == list(range(10_000)) and order[:3].tolist() != [0, 1, 2]
     np.testing.assert_array_equal(order, items.order())
+
+
+def test_tries_that_are_known(monkeypatch, tmp_path) -> None:
+    setup = settings.SETUPS["half"]
+    bench = tune.Bench.__new__(tune.Bench)
+    bench.task, bench.setup, bench.pairs = "half", setup, [(an_item(1), None)] * 2
+    line = {"task": "half", "method": "dps", "images": 2, **asdict(setup), "psnr": 20.0}
+    told = [
+        line | {"settings": {"zeta": z}} | more
+        for z, more in ((1.0, {}), (2.0, {"images": 4}), (4.0, {"chosen": True}))
+    ]
+    monkeypatch.setattr(tune.measure, "RESULTS", tmp_path)
+    (tmp_path / "quality-tune.jsonl").write_text("".join(json.dumps(each) + "\n" for each in told))
+    assert set(bench.recorded("dps")) == {Dps(1.0), Dps(4.0)} and "chosen" not in bench.recorded("dps")[Dps(4.0)]
+    assert not bench.recorded("psld")

@@ -16,6 +16,7 @@ from rlsd.pipeline.classes import ClassHead, class_head
 from rlsd.pipeline.tasks import TASKS
 
 RESAMPLES, CONFIDENCE = 2000, 0.95
+RECOGNISED = 18.0  # dB: from here on a particle is taken to show the image
 PHASE = TASKS["phase-retrieval"].operator
 Classify = Callable[[Array], Array]
 
@@ -46,8 +47,9 @@ class Scorer:
         observed. deviation: of the pixels over the particles. similarity: mean pairwise cosine of the extractor's
         features. modes: distinct classes by the judge; modes_own: by the extractor's own classifier. right: share of
         the particles of the true class. variation: total variation of the judge's classes to the reference. For phase
-        retrieval, of whose measurement shifts and half a turn change nothing: psnr_best_aligned, the best particle once
-        each is moved to where it fits the truth best; in_place: the share of particles that need no move.
+        retrieval, of whose measurement shifts and half a turn change nothing: psnr_aligned and psnr_best_aligned, mean
+        and best once each is moved to where it fits the truth best; in_place and copies: the shares of the particles
+        that then show the image (RECOGNISED), without a move but a pixel's, and with one.
         """
         images, features = particles.clip(-1, 1), self.engine.features(particles)
         psnr = np.array([metrics.psnr(image, item.truth) for image in images])
@@ -69,8 +71,11 @@ class Scorer:
         }
         if TASKS[task].operator == PHASE:
             placed = [aligned(image, item.truth) for image in images]
+            found["psnr_aligned"] = float(np.mean([each for each, _ in placed]))
             found["psnr_best_aligned"] = max(each for each, _ in placed)
-            found["in_place"] = float(np.mean([in_place for _, in_place in placed]))
+            shown = [moved for each, moved in placed if each >= RECOGNISED]
+            found["in_place"] = shown.count(False) / len(placed)
+            found["copies"] = shown.count(True) / len(placed)
         if classes is not None:
             share = np.bincount(named, minlength=len(classes)) / len(named)
             found["variation"] = float(reference.total_variation(share, classes))
@@ -80,15 +85,16 @@ class Scorer:
 def aligned(image: Array, truth: Array) -> tuple[float, bool]:
     """PSNR in dB of an image [1, H, W] after the cyclic shift, and perhaps half a turn, that fit the truth best.
 
-    And whether that is neither a shift nor a turn.
+    And whether that is a turn, or a shift by more than a pixel either way.
     """
     errors = []
     for target in (truth[0], truth[0, ::-1, ::-1]):
         overlap = np.fft.ifft2(np.fft.fft2(image[0]) * np.fft.fft2(target).conj()).real
         errors.append((image**2).mean() + (target**2).mean() - 2 * overlap / target.size)
     turned, row, column = (int(i) for i in np.unravel_index(np.argmin(errors), np.shape(errors)))
-    moved = np.roll(truth[:, ::-1, ::-1] if turned else truth, (row, column), (1, 2))
-    return metrics.psnr(image, moved), turned == row == column == 0
+    target = np.roll(truth[:, ::-1, ::-1] if turned else truth, (row, column), (1, 2))
+    far = [min(by, side - by) > 1 for by, side in zip((row, column), target.shape[1:])]
+    return metrics.psnr(image, target), bool(turned) or any(far)
 
 
 def interval(values: Sequence[float], key: int = 0) -> tuple[float, float, float]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlsd.bench import measure
 from rlsd.bench.quality import figures, items, pictures
 from rlsd.bench.quality.items import Chosen
 from rlsd.bench.quality.problem import Array
-from rlsd.bench.quality.settings import METHODS, SETUPS
+from rlsd.bench.quality.settings import FAMILY, METHODS, SETUPS
 from rlsd.pipeline.fit import Frame
 from rlsd.pipeline.tasks import TASKS
 
@@ -42,8 +44,10 @@ COLUMNS = {
     "modes": "modes",
     "modes_own": "modes, own",
     "variation": "TV to reference",
+    "psnr_aligned": "PSNR, aligned",
     "psnr_best_aligned": "best of N, aligned",
     "in_place": "in place",
+    "copies": "copies",
 }
 INTRODUCTION = """# How good, and how diverse
 
@@ -57,17 +61,17 @@ One command, resumable: `python -m rlsd.bench.quality --data FOLDER --work FOLDE
   of the garment is at least {perplexity:g} and at least {effective:g} training images carry it.
 - **Effort**: the same number of denoiser evaluations a particle for all methods of a task (K - 1). What else they do
   differs: see the evaluations and seconds.
-- **Settings**: found for every method by the same rule on training images (`python -m rlsd.bench.quality.tune`); RLSD's
-  without repulsion first, then the repulsion. NonRepuls-RLSD and RED-diff are RLSD and its non-augmented variant with
-  the very same settings but gamma = 0.
+- **Settings**: found for every method by the same rule on training images, `tuned on` so many
+  (`python -m rlsd.bench.quality.tune`); RLSD's without repulsion first, then the repulsion. NonRepuls-RLSD and RED-diff
+  are RLSD and its non-augmented variant with the very same settings but gamma = 0.
 - **Figures**: means over items, with the 95 % interval of the mean (bootstrap over items) as +-half its width. PSNR on
   [-1, 1]; `best of N` by the truth, `best fit` the particle that fits the data best; `residual` of the data in units of
   the noise; `deviation` of the pixels over an item's particles; `cosine`: mean pairwise similarity of the extractor's
   features (lower is more diverse); `modes`: distinct garments among an item's N particles, named by a classifier that
   no method sees ({accuracy:.1f} % right on test images), and by the extractor's own, which the repulsion does see.
   Phase retrieval: magnitudes of a Fourier transform are the same for an image that is shifted, while only black leaves
-  it, or turned by half a turn; `aligned` is after the move that fits the truth best, `in place` the share of particles
-  that need none.
+  it, or turned by half a turn; `aligned` is after the move that fits the truth best. Of the particles that then have
+  {recognised:g} dB or more, `in place` are those that need no move, or one by a pixel, `copies` the others.
 - **Reference**: for `small-visible` the posterior is known for the prior "one of the 60,000 training images": each has
   the weight N(y; f(x), sigma^2). `TV` is the total variation between the garments of an item's N particles and that
   posterior. N exact draws from it are not at 0 either: they are the last row; particles that repel each other may go
@@ -107,7 +111,12 @@ def write(
     accuracy: the judge's, from 0 to 1. frame: the prior's images and their padding.
     """
     text = [
-        INTRODUCTION.format(perplexity=items.PERPLEXITY, effective=items.EFFECTIVE, accuracy=100 * accuracy)
+        INTRODUCTION.format(
+            perplexity=items.PERPLEXITY,
+            effective=items.EFFECTIVE,
+            accuracy=100 * accuracy,
+            recognised=figures.RECOGNISED,
+        )
         + missing(results),
         *([FINDINGS.read_text()] if FINDINGS.is_file() else []),
         *versus(results),
@@ -200,19 +209,35 @@ def about(task: str, chosen: Chosen) -> list[str]:
 def table(lines: Sequence[Line]) -> list[str]:
     """All methods of a task, the figures as columns."""
     names = [name for name in COLUMNS if any(name in line["figures"] for line in lines)]
-    head = ["method", "items", *(COLUMNS[name] for name in names), "evaluations: denoiser, decoder (pull-backs)", "ms"]
+    images = tuned_on()
+    head = [
+        "method",
+        "tuned on",
+        "items",
+        *(COLUMNS[name] for name in names),
+        "evaluations: denoiser, decoder (pull-backs)",
+        "ms",
+    ]
     text = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for line in sorted(lines, key=lambda line: list(NAMES).index(line["method"])):
         cells = [NAMES[line["method"]], str(line["images"]), *(cell(name, line["figures"].get(name)) for name in names)]
+        method: str = line["method"]
+        cells.insert(1, str(images.get((line["task"], FAMILY.get(method, method)), "")))
         text.append("| " + " | ".join([*cells, effort(line), milliseconds(line)]) + " |")
     return text
+
+
+def tuned_on() -> dict[tuple[str, str], int]:
+    """How many training images the settings of a (task, method) were chosen on."""
+    lines = map(json.loads, (measure.RESULTS / "quality-tune.jsonl").read_text().splitlines())
+    return {(line["task"], line["method"]): line["images"] for line in lines if line.get("chosen")}
 
 
 def cell(name: str, values: Sequence[float] | None) -> str:
     """A mean with half the width of its interval."""
     if values is None:
         return ""
-    digits = 3 if name in ("deviation", "similarity", "variation", "in_place") else 2
+    digits = 3 if name in ("deviation", "similarity", "variation", "in_place", "copies") else 2
     mean, low, high = values
     return f"{mean:.{digits}f} +-{(high - low) / 2:.{digits}f}"
 

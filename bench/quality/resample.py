@@ -57,6 +57,9 @@ def resample(prior: Prior, f: Measurement, noise: Noise, schedule: Schedule, s: 
             z0 = prior.encode(x, keep=False)[0]
         else:
             z0 = fit(among_latents, z0, s.latent_rate, s.latent_steps, enough)
+        if then == 1.0:  # the end, where nothing is to be resampled
+            z = z0
+            continue
         variance = s.gamma * (1 - then) / (1 - abar) * (1 - abar / then)
         total = variance + 1 - then
         mean = (variance * np.sqrt(then) * z0 + (1 - then) * z) / total

@@ -7,8 +7,11 @@ of the particles (phase retrieval: of the best particle, since a half of its ans
 where many garments are right: the least total variation of their classes to the reference posterior, which leaves
 the image itself out), among those whose residual is at most RESIDUAL, if there are any. RLSD and its non-augmented
 variant are first tuned without repulsion, so that what is compared without it was tuned without it. Repulsion is then
-chosen among REPULSIONS by the same rule on small-visible and phase retrieval; on the others it is the strongest that
-costs the best particle at most 0.2 dB. All tries go to bench/results/quality-tune.jsonl, the choice to chosen.json.
+chosen among REPULSIONS by the same rule on small-visible and phase retrieval, none at all not being among them, since
+what it does there is what is compared; on the others it is the strongest that costs the best particle at most 0.2 dB.
+Where ReSample's fits end above the noise, longer ones are tried as well. All tries go to
+bench/results/quality-tune.jsonl, the choice to chosen.json. With --known a try that is there already, on as many
+images, is not made again: right as long as the method's code is the same.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from rlsd.bench.quality.figures import Scorer, own_classifier
 from rlsd.bench.quality.items import Item
 from rlsd.bench.quality.judge import Judge
 from rlsd.bench.quality.problem import Array
+from rlsd.bench.quality.resample import ReSample
 from rlsd.bench.quality.sample import Tools, Work, draw
 from rlsd.bench.quality.settings import CHOSEN, KINDS, SETUPS, Settings, Setup
 from rlsd.engine import Engine, Params
@@ -44,11 +48,19 @@ GRIDS: Mapping[str, Grid] = {
     "rlsd": {"lambda_": (0.15, 0.5), "lr_z": (0.1, 0.3), "lr_x": (0.3,), "rho": (0.1, 0.5)},
     "nonaug": {"variant": ("rlsd-nonaug",), "lambda_": (0.02, 0.06, 0.2, 0.6), "lr_z": (0.1, 0.2)},
     "dps": {"zeta": (0.25, 0.4, 0.6, 1.0, 1.6, 2.5, 4.0, 6.0)},
-    "psld": {"omega": (0.5, 1.0), "gamma": (0.03, 0.1, 0.3, 1.0)},
+    "psld": {"omega": (0.5, 1.0, 2.5, 4.0), "gamma": (0.03, 0.1, 0.3, 1.0)},
     "resample": {"gamma": (4.0, 40.0), "pixel_rate": (0.01, 0.05), "latent_rate": (0.005, 0.05)},
 }
-# Where the data term is far from convex, how fast x follows it decides more than anything else.
-MORE: Mapping[tuple[str, str], Grid] = {("phase-retrieval", "rlsd"): {"lr_x": (0.3, 0.6)}}
+MORE: Mapping[tuple[str, str], Grid] = {
+    # Where the data term is far from convex, how fast x follows it decides more than anything else.
+    ("phase-retrieval", "rlsd"): {"lr_x": (0.3, 0.6)},
+    ("sr4", "psld"): {"gain": (1 / 16,)},
+}
+LONGER = [
+    ReSample(pixel_rate=0.05, latent_rate=rate, pixel_steps=300, latent_steps=60, last_steps=200)
+    for rate in (0.05, 0.1)
+]
+FITTED = 1.1  # in units of sigma: a fit that reaches the noise stops there
 REPULSIONS = list(itertools.product((5.0, 20.0), (0.5, 1.0)))  # gamma, repulsion_until
 TOLERATED = 0.2  # dB
 
@@ -62,13 +74,14 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(GRIDS), choices=list(GRIDS))
     parser.add_argument("--images", type=int, default=6)
     parser.add_argument("--processes", type=int, default=measure.available_processors())
+    parser.add_argument("--known", action="store_true", help="no try a second time")
     options = parser.parse_args()
     train, test = items.load(options.data, "train"), items.load(options.data, "t10k")
     Judge.of(options.work, (train.pixels, train.labels), (test.pixels, test.labels))
     prior.prepare(options.work)
     os.environ["OMP_NUM_THREADS"] = "1"
     todo = list(itertools.product(options.tasks, options.methods))
-    search = partial(tuned, data=options.data, work=options.work, count=options.images)
+    search = partial(tuned, data=options.data, work=options.work, count=options.images, known=options.known)
     with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
         for lines in pool.imap_unordered(search, todo):
             measure.record("quality-tune", lines)
@@ -76,19 +89,25 @@ def main() -> None:
             print(said(lines[-1]), flush=True)
 
 
-def tuned(which: tuple[str, str], *, data: Path, work: Path, count: int) -> list[dict[str, Any]]:
-    """The lines of one (task, method); the last is the chosen one."""
+def tuned(which: tuple[str, str], *, data: Path, work: Path, count: int, known: bool) -> list[dict[str, Any]]:
+    """The new lines of one (task, method), then the chosen one."""
     (task, method), bench = which, Bench(data, work, which[0], count)
-    grid = {**GRIDS[method], **MORE.get(which, {})}
+    grid: dict[str, Sequence[Any]] = {**GRIDS[method], **MORE.get(which, {})}
+    if KINDS[method] is Params:
+        grid["steps"] = (bench.setup.steps,)
     tries = [KINDS[method](**dict(zip(grid, values))) for values in itertools.product(*grid.values())]
-    lines = [bench.line(method, settings) for settings in tries]
+    there = bench.recorded(method) if known else {}
+    lines = [there.get(settings) or bench.line(method, settings) for settings in tries]
     best = choose(task, lines)
+    if method == "resample" and best["residual"] > FITTED:
+        lines += [bench.line(method, settings) for settings in LONGER]
+        best = choose(task, lines)
     if method in ("rlsd", "nonaug"):
         plain = Params(**best["settings"])
         repelled = [bench.line(method, replace(plain, gamma=g, repulsion_until=u)) for g, u in REPULSIONS]
         lines += repelled
         best = choose_repulsion(task, best, repelled)
-    return [*lines, {**best, "chosen": True}]
+    return [*(line for line in lines if line not in there.values()), {**best, "chosen": True}]
 
 
 def choose(task: str, lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -132,11 +151,19 @@ class Bench:
             count *= 2  # classes of a few particles say less than decibels
         self.pairs = [pair for pair, _ in zip(pairs, range(count))]
 
+    def recorded(self, method: str) -> dict[Settings, dict[str, Any]]:
+        """The lines of earlier runs of this task and method, on as many images with the same setup."""
+        wanted = {"task": self.task, "method": method, "images": len(self.pairs), **asdict(self.setup)}
+        lines = [json.loads(line) for line in (measure.RESULTS / "quality-tune.jsonl").read_text().splitlines()]
+        return {
+            KINDS[method](**line["settings"]): {name: value for name, value in line.items() if name != "chosen"}
+            for line in lines
+            if {name: line.get(name) for name in wanted} == wanted
+        }
+
     def line(self, method: str, settings: Settings) -> dict[str, Any]:
         """A result line of these settings: the figures' means over the images."""
         setup = self.setup
-        if isinstance(settings, Params):
-            settings = replace(settings, steps=setup.steps)
         shard = Work(self.task, method, setup, [item for item, _ in self.pairs], Path(), Path())
         drawn = draw(shard, settings, self.tools)
         scores = [
