@@ -54,8 +54,8 @@ SD512_NONAUG: Mapping[str, Preset] = {
 
 # Found by rlsd.bench.tune on images of the training split (bench/results/tune-fashion.jsonl), but for colour, which the
 # gray prior cannot do and which has those of half without repulsion. Where the operator rounds (jpeg, quantise), a
-# slower x than its GRID has (--grid lr_x=0.03,0.3 and lr_x=0.05,0.1) brings the residual below 3 sigma with repulsion as
-# well, or at all; phase retrieval wants a faster one (--grid lr_x=0.1,0.3,0.6). Two have another repulsion than the
+# slower x than its GRID has (--grid lr_x=0.03,0.3 and lr_x=0.05,0.1) brings the residual below 3 sigma with repulsion
+# as well, or at all; phase retrieval wants a faster one (--grid lr_x=0.1,0.3,0.6). Two have another repulsion than the
 # search chose: HDR none, as the search chose on four other images (--first 50100), where it costs a decibel of the best
 # particle; and small-visible has half's, since PSNR against one truth does not tell what repulsion is for where many
 # garments are right (QUALITY.md does).
