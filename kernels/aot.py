@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 ROOMS = ("repulsion", "norm", "step")
-ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+ARCHITECTURES = (80, 86, 89, 90, 100, 103, 120, 121)
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,18 @@ def test_the_newest_kernel_that_runs_here_is_taken(fake, cpu, tmp_path, capabili
     assert np.isfinite(result.particles).all()
 
 
+@pytest.mark.parametrize("capability, arch", [((10, 3), 100), ((9, 0), 80), ((8, 0), 86)])
+def test_a_kernel_for_another_device_is_none(fake, cpu, tmp_path, capability, arch):
+    """From 9.0 on Triton compiles for one device's own instructions, which a later one of the same major may lack."""
+    path = hosted_bundle(cpu, tmp_path / "cuda", arch=arch)
+    fake.set_capability(*capability)
+    with (
+        Engine(path) as engine,
+        pytest.raises(RlsdError, match=f"export it with --arch {10 * capability[0] + capability[1]}"),
+    ):
+        engine.reconstruct([JOB])
+
+
 def edit(bundle: Path, graph: str, change) -> None:
     """Changes the files of a graph, for every batch."""
     for path in bundle.glob(f"{graph}.b*.onnx"):

@@ -69,7 +69,11 @@ def double(values):
 
 
 def check(ours, plain, exact, tiny=2e-7):
-    """`tiny`: the absolute term, in units of the largest exact value."""
+    """`tiny`: the absolute term, in units of the largest exact value. On a GPU exponential, reciprocal root and
+    quotient of float32 are approximations, a few units in the last place off; the interpreter computes them exactly.
+    """
+    if DEVICE.type == "cuda" and ours[0].dtype == torch.float32:
+        tiny = max(tiny, 1e-6)
     for a, b, reference in zip(ours, plain, exact, strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype and a.isfinite().all()
         if a.dtype == torch.bfloat16 and DEVICE.type == "cpu":  # the interpreter drops the bits that a GPU rounds
@@ -384,8 +388,8 @@ def test_pull_back_of_one_result_of_a_normalised_sum(part):
 
 def test_pull_back_of_a_bias_and_residual():
     x, residual = (normal((2, 5, 8), seed=i).requires_grad_() for i in range(2))
-    cotangent = normal((2, 5, 8), seed=2)
-    pulled = torch.autograd.grad(norm.bias_residual(x, torch.ones(8), residual), [x, residual], cotangent)
+    cotangent, bias = normal((2, 5, 8), seed=2), torch.ones(8, device=DEVICE)
+    pulled = torch.autograd.grad(norm.bias_residual(x, bias, residual), [x, residual], cotangent)
     assert all(torch.equal(part, cotangent) for part in pulled)
     with pytest.raises(NotImplementedError, match="SiLU"):
-        norm.bias_residual(x, torch.ones(8), residual, True).sum().backward()
+        norm.bias_residual(x, bias, residual, True).sum().backward()

@@ -284,13 +284,16 @@ def test_a_column_that_does_not_exist_is_named():
 
 
 COMPILE = """
-from rlsd.kernels.aot import compile_kernel
+from rlsd.kernels.aot import Kernel, compile_kernel
 from rlsd.kernels.step import KERNELS
+from rlsd.kernels.step.triton_kernels import normal_kernel
 assert len({kernel.name for kernel in KERNELS}) == len(KERNELS) == 11
 for kernel in KERNELS:
     cubin = compile_kernel(kernel, 90)
     assert cubin.binary[:4] == b"\\x7fELF" and cubin.shared <= 48 * 1024, cubin.line
     print(cubin.line)
+words = dict.fromkeys(("k0", "k1", "item", "particle", "stream", "count"), "i32")  # in no bundle, but in philox_normal
+compile_kernel(Kernel("normal", normal_kernel, {"out": "*fp32", **words}, {"BLOCK": 512}), 90)
 """
 
 
@@ -310,7 +313,10 @@ def test_features_go_to_their_rows_and_repulsion_comes_back(D, stride):
     got, want = Fused.gather_features(lanes, phi, rows), naive.gather_features(lanes, phi, rows)
     assert torch.equal(got, want) and torch.equal(got[3, :D], phi[0].float()) and not got[3, D:].any()
     assert (got[[2, 4]] == 7).all()
-    R = torch.randn(6, stride, generator=generator).to(DEVICE) * torch.tensor([1e-6, 1e4, 1, 0.0, 1, 30])[:, None]
+    R = (
+        torch.randn(6, stride, generator=generator).to(DEVICE)
+        * torch.tensor([1e-6, 1e4, 1, 0.0, 1, 30], device=DEVICE)[:, None]
+    )
     given, scale = agree("spread_repulsion", lanes, {"repulsion": R}, D=D, level=8.0, network=HALF)
     assert not given[0].any() and not given[1].any() and scale[0] == 0 and scale[1] == 0  # R is 0; no row
     back = given.double() * scale[:, None] * lanes["unscale"] / -lanes["repulsion"]

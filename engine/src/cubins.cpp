@@ -55,9 +55,11 @@ void Kernel::launch(Grid grid, std::initializer_list<Argument> given, StreamHand
                   text("cannot launch kernel ", info_.name).c_str());
 }
 
-// A cubin runs on devices of its own major version that are not older than it.
+// A cubin runs on devices of its own major version that are not older than it; from 9.0 on, where Triton compiles for
+// one device's own instructions (sm_90a), on that one alone.
 Kernels::Kernels(const Device &device, const Manifest &manifest, Files files) : device_(device), files_(std::move(files)) {
-    const auto runs = [&](std::int64_t arch) { return arch / 10 == device.capability() / 10 && arch <= device.capability(); };
+    const std::int64_t here = device.capability();
+    const auto runs = [&](std::int64_t arch) { return arch == here || (arch < 90 && arch / 10 == here / 10 && arch < here); };
     for (const KernelInfo &info : manifest.kernels) {
         auto &best = known_[info.name];
         if (runs(info.arch) && (best == nullptr || best->arch < info.arch)) best = &info;

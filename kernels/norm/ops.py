@@ -21,9 +21,9 @@ def group_norm(
     x: [B, H, W, C]; weight, bias: [C]. Returns y like x, and mean, rstd: [B, groups], in float32 (float64 for float64).
     """
     checks.norm(x, weight, bias, groups, epsilon)
-    if _on_device(x):
-        return forward.group_norm(x, weight, bias, groups, epsilon, silu)[:3]
-    return naive.group_norm(x, weight, bias, groups, epsilon, silu)
+    run = forward.group_norm if _on_device(x) else naive.group_norm
+    with torch.cuda.device_of(x):
+        return run(x, weight, bias, groups, epsilon, silu)[:3]
 
 
 @group_norm.register_fake
@@ -41,9 +41,10 @@ def add_group_norm(
     """
     checks.norm(x, weight, bias, groups, epsilon)
     checks.addend(residual, x)
-    if _on_device(x):
+    if not _on_device(x):
+        return naive.add_group_norm(x, residual, weight, bias, groups, epsilon, silu)
+    with torch.cuda.device_of(x):
         return forward.group_norm(x, weight, bias, groups, epsilon, silu, residual)
-    return naive.add_group_norm(x, residual, weight, bias, groups, epsilon, silu)
 
 
 @add_group_norm.register_fake
@@ -73,7 +74,8 @@ def group_norm_pull(
     checks.statistic("mean", mean, x, groups)
     checks.statistic("rstd", rstd, x, groups)
     run = pull.group_norm_pull if _on_device(x) else naive.group_norm_pull
-    return run(cotangent, x, mean, rstd, weight, bias, groups, silu, added)
+    with torch.cuda.device_of(x):
+        return run(cotangent, x, mean, rstd, weight, bias, groups, silu, added)
 
 
 @group_norm_pull.register_fake
@@ -128,7 +130,8 @@ def bias_residual(x: Tensor, bias: Tensor, residual: Tensor | None = None, silu:
     checks.vector("bias", bias, x)
     if residual is not None:
         checks.like("residual", residual, x)
-    return (elementwise if _on_device(x) else naive).bias_residual(x, bias, residual, silu)
+    with torch.cuda.device_of(x):
+        return (elementwise if _on_device(x) else naive).bias_residual(x, bias, residual, silu)
 
 
 @bias_residual.register_fake
@@ -159,7 +162,8 @@ def interleave(phases: Tensor, order: str = "blocks") -> Tensor:
     """
     checks.phases(phases)
     checks.order(order)
-    return (elementwise if _on_device(phases) else naive).interleave(phases, order)
+    with torch.cuda.device_of(phases):
+        return (elementwise if _on_device(phases) else naive).interleave(phases, order)
 
 
 @interleave.register_fake
@@ -173,7 +177,8 @@ def interleave_pull(cotangent: Tensor, order: str = "blocks") -> Tensor:
     """The adjoint of `interleave`: [B, 2 H, 2 W, C] -> [B, H + 1, W + 1, 4 C]."""
     checks.interleaved(cotangent)
     checks.order(order)
-    return (elementwise if _on_device(cotangent) else naive).interleave_pull(cotangent, order)
+    with torch.cuda.device_of(cotangent):
+        return (elementwise if _on_device(cotangent) else naive).interleave_pull(cotangent, order)
 
 
 @interleave_pull.register_fake

@@ -13,7 +13,8 @@ from rlsd.kernels.step import launch
 def _philox_normal(seed: int, item: int, particle: int, stream: int, count: int, device: torch.device) -> Tensor:
     out = torch.empty(count, dtype=torch.float32, device=device)
     if count and out.is_cuda:
-        launch.normal(out, seed, item, particle, stream)
+        with torch.cuda.device_of(out):
+            launch.normal(out, seed, item, particle, stream)
     elif count:
         words = [seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, item, particle, stream]
         out = normal(torch.tensor([words], device=device), count)[0]

@@ -16,7 +16,7 @@ import triton.language as tl
 
 from rlsd.kernels.philox import normals
 from rlsd.kernels.step import tiles
-from rlsd.kernels.step.tiles import AUGMENTED, GRADIENT, MOVE_Z, PULLED, only
+from rlsd.kernels.step.tiles import AUGMENTED, GRADIENT, MOVE_Z, PULLED, bits, only
 
 
 @triton.jit
@@ -188,7 +188,6 @@ def start_kernel(whole, value, m, v, stream, size, BLOCK: tl.constexpr):
 def normal_kernel(out, k0, k1, item, particle, stream, count, BLOCK: tl.constexpr):
     """naive.normal at one address, whose numbers are int32 by their bits. out: fp32 [count]."""
     four = tl.program_id(0) * (BLOCK // 4) + tl.arange(0, BLOCK // 4)
-    bits = tiles.bits
     a, b, c, d = normals(four, bits(stream), bits(particle), bits(item), bits(k0), bits(k1))
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(out + place, tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), (BLOCK,)), mask=place < count)
