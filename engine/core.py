@@ -23,7 +23,8 @@ from rlsd.engine.params import REPULSIONS, VARIANTS
 
 
 class Engine:
-    """An opened bundle. Use it from one thread at a time; only `cancel` may come from another.
+    """An opened bundle. Use it from one thread at a time; only `cancel` may come from another. On a GPU it should
+    always be the same thread that ticks: what another one recorded as CUDA graphs has to be recorded again.
 
     bundle: the directory that `rlsd export` wrote. device: "cpu" or "cuda:0" and so on, default what the bundle was
     exported for. threads: 0 for one per processor. max_particles: in flight at

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -17,6 +18,10 @@ WINDOW = 512  # particles submitted and not done: enough for the engine to pack,
 
 Report = Callable[[int], None]
 Pending = Sequence[tuple[Item, Any]]  # items under way with their handles
+
+# Each engine's thread for ticks, always the same: on a GPU ONNX Runtime's recorded graphs belong to the thread that
+# recorded them, and another one would record them all again.
+_workers: WeakKeyDictionary[Engine, ThreadPoolExecutor] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -57,20 +62,19 @@ def reconstruct_items(
     pending: list[tuple[Item, Any]] = []
     start = int(engine.stats()["particle_steps"])
     submit = submit or (lambda item: engine.submit(item.job()))
-    with ThreadPoolExecutor(1, "rlsd-engine") as worker:
-        while pending or waiting:
-            waiting = _admit(source, submit, pending, window)
-            if pending:
-                _tick(engine, worker, tolerated)
-            if report:
-                report(int(engine.stats()["particle_steps"]) - start)
-            over = [handle.info().state == DONE for _, handle in pending]
-            done = [pair for pair, is_over in zip(pending, over) if is_over]
-            pending = [pair for pair, is_over in zip(pending, over) if not is_over]
-            for item, handle in done:
-                yield _outcome(item, handle, tolerated)
-            if watch:
-                watch(pending)
+    while pending or waiting:
+        waiting = _admit(source, submit, pending, window)
+        if pending:
+            _tick(engine, tolerated)
+        if report:
+            report(int(engine.stats()["particle_steps"]) - start)
+        over = [handle.info().state == DONE for _, handle in pending]
+        done = [pair for pair, is_over in zip(pending, over) if is_over]
+        pending = [pair for pair, is_over in zip(pending, over) if not is_over]
+        for item, handle in done:
+            yield _outcome(item, handle, tolerated)
+        if watch:
+            watch(pending)
 
 
 _END = object()
@@ -96,9 +100,11 @@ def _particles(pending: list[tuple[Item, Any]]) -> int:
     return sum(item.settings.particles for item, _ in pending)
 
 
-def _tick(engine: Engine, worker: ThreadPoolExecutor, tolerated: Collection[Status]) -> None:
+def _tick(engine: Engine, tolerated: Collection[Status]) -> None:
     """One tick, on a thread of its own: only so can the main thread hear an interrupt and cancel the tick."""
-    future = worker.submit(engine.tick)
+    if engine not in _workers:
+        _workers[engine] = ThreadPoolExecutor(1, "rlsd-engine")
+    future = _workers[engine].submit(engine.tick)
     try:
         future.result()
     except KeyboardInterrupt:

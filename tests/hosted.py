@@ -25,12 +25,17 @@ REPLACED = ("file", "weights", "kernel", "end", "target", "precision")
 
 
 def hosted_bundle(
-    source: Path, target: Path, arch: int = 90, scales: tuple[float, float] = (64.0, 8.0), notes: Sequence[str] = ()
+    source: Path,
+    target: Path,
+    arch: int = 90,
+    scales: tuple[float, float] = (64.0, 8.0),
+    notes: Sequence[str] = (),
+    cubins: Sequence[tuple[str, bytes, str]] | None = None,
 ) -> Path:
     """Writes `source`, a bundle for CUDA or a CPU, to the new folder `target`, with stand-ins for the cubins.
 
     scales: of the cotangents of decoder and features, for one whose source was made for a CPU. notes: more lines of the
-    manifest.
+    manifest. cubins: real ones instead, (file name, contents, manifest line), for a real GPU.
     """
     target.mkdir(parents=True)
     lines = (source / "manifest.txt").read_text().splitlines()
@@ -53,7 +58,7 @@ def hosted_bundle(
             move_weights(model, weights)
             files[words[3]] = model.SerializeToString()
     files["weights.bin"] = bytes(weights)
-    for name, contents, line in fake_cuda.fake_cubin_bundle_lines(arch):
+    for name, contents, line in fake_cuda.fake_cubin_bundle_lines(arch) if cubins is None else cubins:
         files[name] = contents
         kept.append(line)
     kept.append("weights weights.bin")

@@ -215,7 +215,8 @@ RLSD_API rlsd_status rlsd_submit(rlsd_engine *engine, const rlsd_params *params,
 /* Runs one tick: every particle in flight takes one step. *left (may be NULL) receives
  * the number of jobs not yet done. Jobs may be submitted between ticks: they join the
  * next one. An error other than RLSD_CANCELLED has ended the jobs it concerns; the rest
- * go on with the next call. */
+ * go on with the next call. On a GPU it should always be the same thread that ticks: ONNX
+ * Runtime records CUDA graphs for the calling thread, and another one records them anew. */
 RLSD_API rlsd_status rlsd_tick(rlsd_engine *engine, int64_t *left);
 
 /* Ticks until no job is left. Returns the first failed job's status (the others are
@@ -243,7 +244,8 @@ RLSD_API rlsd_status rlsd_job_query(const rlsd_job *job, rlsd_job_info *info);
 
 /* Writes what it takes to go on with a job that is not done, in another process or after a
  * crash: submitted with that snapshot and else the same request and params, it ends with
- * the same bytes as if it had never been interrupted. Between ticks; the job goes on. *size
+ * the same bytes as if it had never been interrupted (on a GPU: up to the last bits, where
+ * other jobs beside it are packed into other batches). Between ticks; the job goes on. *size
  * receives the snapshot's bytes. out NULL: only that. A capacity that is too small is
  * RLSD_INVALID_ARGUMENT. A snapshot carries checksums: of itself, and of bundle, request
  * and params; rlsd_submit refuses one that does not fit. No secrets, no code; its format

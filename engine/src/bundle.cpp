@@ -122,16 +122,16 @@ const OperatorInfo *Bundle::find_operator(const std::string &name) const {
 // With a graph that ONNX Runtime cannot record as a CUDA graph (a node of it has no CUDA kernel), without recording.
 std::unique_ptr<const ort::Session> Bundle::made_session(const Bytes &model, std::span<const ort::ExternalFile> external,
                                                          const std::string &graph) {
-    if (placement_ == nullptr || !placement_->graphs || !placement_->provider)
-        return std::make_unique<const ort::Session>(runtime_, model, external, placement_);
+    if (placement_ == nullptr) return std::make_unique<const ort::Session>(runtime_, model, external, nullptr);
+    ort::Placement placement = *placement_;
+    placement.exact = graph.starts_with("operator.");
     try {
-        return std::make_unique<const ort::Session>(runtime_, model, external, placement_);
+        return std::make_unique<const ort::Session>(runtime_, model, external, &placement);
     } catch (const ort::OrtError &error) {
-        if (std::string(error.what()).find("graph capture") == std::string::npos) throw;
-        ort::Placement plain = *placement_;
-        plain.graphs = false;
+        if (!placement.graphs || std::string(error.what()).find("graph capture") == std::string::npos) throw;
+        placement.graphs = false;
         not_recorded_.insert(graph);
-        return std::make_unique<const ort::Session>(runtime_, model, external, &plain);
+        return std::make_unique<const ort::Session>(runtime_, model, external, &placement);
     }
 }
 
@@ -148,7 +148,8 @@ const ort::Session &Bundle::session(const std::string &graph, std::int64_t batch
         check_contract(manifest_, graph, batch, *fresh);
         made = std::move(fresh);
     } catch (const ort::OrtError &error) {
-        throw Error(RLSD_BAD_BUNDLE, one_line(text("bundle file ", file, ": ONNX Runtime refuses it: ", error.what())));
+        const rlsd_status status = says_out_of_memory(error.what()) ? RLSD_OUT_OF_MEMORY : RLSD_BAD_BUNDLE;
+        throw Error(status, one_line(text("bundle file ", file, ": ONNX Runtime refuses it: ", error.what())));
     }
     return *made;
 }

@@ -46,6 +46,7 @@ class Bundle {
 
     // Graphs that are not recorded as CUDA graphs although that was asked for.
     const std::set<std::string> &not_recorded() const noexcept { return not_recorded_; }
+    void note_not_recorded(const std::string &graph) { not_recorded_.insert(graph); }
 
     // Where the bundle lies.
     const std::string &folder() const noexcept { return folder_; }

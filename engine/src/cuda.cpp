@@ -139,6 +139,12 @@ void Device::wait() const {
     check(driver_->stream_wait(stream_), "the device failed");
 }
 
+// A recording that failed leaves no graph.
+void Device::leave_capture() const noexcept {
+    GraphHandle *graph = nullptr;
+    driver_->stream_end_capture(stream_, &graph);
+}
+
 // The driver does not know the host's ordinary memory, and says that the value is invalid.
 Where where_is(const Driver &driver, const void *pointer) {
     int type = 0;

@@ -26,6 +26,7 @@ struct StreamHandle;
 struct EventHandle;
 struct ModuleHandle;
 struct FunctionHandle;
+struct GraphHandle;
 
 inline constexpr Result success = 0, invalid_value = 1, out_of_memory = 2;
 
@@ -52,6 +53,7 @@ inline constexpr Result success = 0, invalid_value = 1, out_of_memory = 2;
     X(stream_create,     cuStreamCreate,                (StreamHandle **, unsigned flags))                             \
     X(stream_destroy,    cuStreamDestroy_v2,            (StreamHandle *))                                              \
     X(stream_wait,       cuStreamSynchronize,           (StreamHandle *))                                              \
+    X(stream_end_capture, cuStreamEndCapture,           (StreamHandle *, GraphHandle **))                              \
     X(event_create,      cuEventCreate,                 (EventHandle **, unsigned flags))                              \
     X(event_destroy,     cuEventDestroy_v2,             (EventHandle *))                                               \
     X(event_record,      cuEventRecord,                 (EventHandle *, StreamHandle *))                               \
@@ -169,6 +171,7 @@ class Device {
     void copy(DevicePointer to, DevicePointer from, std::size_t bytes) const;
     void fill(DevicePointer at, unsigned char value, std::size_t bytes) const;
     void wait() const;  // for everything on the stream
+    void leave_capture() const noexcept;  // of a recording on the stream that failed; else nothing happens
 
     mutable std::int64_t launches = 0, synchronisations = 0;  // counted for rlsd_stats
 

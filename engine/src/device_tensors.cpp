@@ -34,8 +34,9 @@ cuda::DevicePointer DeviceTensors::at(const std::string &name) const {
 
 DeviceGraph::DeviceGraph(Bundle &bundle, const cuda::Device &device, const std::string &graph, std::int64_t batch,
                          DeviceTensors &tensors, const Naming &naming, bool recorded)
-    : device_(device), session_(&bundle.session(graph, batch)),
-      options_(bundle.runtime(), recorded ? ++last_number : not_recorded) {
+    : bundle_(bundle), device_(device), graph_(graph), session_(&bundle.session(graph, batch)),
+      plain_(bundle.runtime(), not_recorded), recorded_(bundle.runtime(), recorded ? ++last_number : not_recorded),
+      replays_(recorded && !device.driver().hosted) {
     for (const auto &info : session_->inputs()) {
         const std::string name = naming(info.name);
         if (tensors.at(name) == 0)
@@ -66,7 +67,27 @@ void DeviceGraph::enqueue() {
     ++device_.launches;
     if (device_.driver().hosted)
         device_.check(device_.driver().launch_host(device_.stream(), run_hosted, this), "cannot queue a graph");
-    else session_->run(input_names_, inputs_, output_names_, outputs_, &options_);
+    else run(replays_ ? recorded_ : plain_);
+}
+
+void DeviceGraph::run(const ort::RunOptions &options) {
+    session_->run(input_names_, inputs_, output_names_, outputs_, &options);
+}
+
+// Before it records a run ONNX Runtime makes two itself; two more leave its memory as large as it has to be, since a
+// recorded run that allocates fails.
+void DeviceGraph::warm_up() {
+    if (replays_)
+        for (int i = 0; i < 2; ++i) run(plain_);
+    try {
+        enqueue();
+    } catch (const ort::OrtError &) {
+        if (!replays_) throw;
+        device_.leave_capture();
+        replays_ = false;
+        bundle_.note_not_recorded(graph_);
+        run(plain_);
+    }
 }
 
 // A host function must neither throw nor call the driver.

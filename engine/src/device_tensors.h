@@ -46,6 +46,10 @@ class DeviceGraph {
 
     void enqueue();
 
+    // The first runs, up to the recorded one, so that later ones only replay. Where the recording fails and a plain run
+    // does not, all runs are plain from then on, and the bundle notes it.
+    void warm_up();
+
     // Throws what went wrong in a run on the host (see Driver::hosted), once it has been waited for.
     void check();
 
@@ -53,9 +57,14 @@ class DeviceGraph {
     void bind(const ort::TensorInfo &info, cuda::DevicePointer memory);
     static void run_hosted(void *self) noexcept;
 
+    void run(const ort::RunOptions &options);
+
+    Bundle &bundle_;
     const cuda::Device &device_;
+    const std::string graph_;
     const ort::Session *session_;
-    ort::RunOptions options_;
+    ort::RunOptions plain_, recorded_;
+    bool replays_;
     std::vector<ort::Value> values_;
     std::vector<const char *> input_names_, output_names_;
     std::vector<const ort::OrtValue *> inputs_;

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cstdlib>
 
 namespace rlsd {
 namespace {
@@ -25,10 +26,7 @@ std::size_t number_after(const std::string &line, std::size_t space) {
 bool is_out_of_memory(const std::exception &error) {
     const auto *ours = dynamic_cast<const Error *>(&error);
     if (ours != nullptr) return ours->status == RLSD_OUT_OF_MEMORY;
-    const std::string what = error.what();
-    for (const char *words : {"out of memory", "Failed to allocate memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED"})
-        if (what.find(words) != std::string::npos) return true;
-    return false;
+    return says_out_of_memory(error.what());
 }
 
 // What the caller queued before on streams of its own has to be done.
@@ -77,6 +75,7 @@ Gpu::Gpu(Bundle &bundle, int ordinal, const std::atomic<bool> &cancelled)
     near_ = std::make_unique<DeviceRepulsion>(device_, kernels_, latent_);
     if (bundle.has("features")) seen_ = std::make_unique<DeviceRepulsion>(device_, kernels_, bundle.manifest().feature_dim);
     placement_.provider = !device_.driver().hosted;
+    placement_.graphs = std::getenv("RLSD_NO_CUDA_GRAPHS") == nullptr;  // for debugging
     placement_.ordinal = ordinal;
     placement_.stream = device_.stream();
     placement_.operators = operators_.domain();
@@ -141,6 +140,7 @@ std::string Gpu::describe() {
 void Gpu::prepare(const OperatorInfo &op) { bundle_.session("operator." + op.name + ".loss", bundle_.batches().front()); }
 
 void Gpu::drop() {
+    device_.enter_quietly();  // it may be another thread's first call
     seated_.clear();
     guests_.clear();
     for (Seat &seat : seats_) seat.leave();

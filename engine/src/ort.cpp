@@ -11,7 +11,8 @@ namespace rlsd::ort {
 namespace {
 
 // ONNX Runtime's numbers for what we ask of it.
-constexpr int log_errors = 3;           // ORT_LOGGING_LEVEL_ERROR: its warnings are no news to users
+constexpr int log_warnings = 2;         // ORT_LOGGING_LEVEL_WARNING
+constexpr int log_errors = 3;           // ORT_LOGGING_LEVEL_ERROR
 constexpr int sequential_execution = 0; // ORT_SEQUENTIAL
 constexpr int all_optimizations = 99;   // ORT_ENABLE_ALL
 constexpr int no_optimizations = 0;     // ORT_DISABLE_ALL
@@ -23,6 +24,9 @@ constexpr const char *nowhere = "/dev/null/rlsd";  // cannot exist
 template <class T> using Owned = std::unique_ptr<T, void (*)(T *)>;
 
 using GetApiBase = const OrtApiBase *();
+
+// ONNX Runtime's warnings are no news to users, but they are to who debugs: where a weight is copied, say.
+int log_level() { return std::getenv("RLSD_ONNXRUNTIME_WARNINGS") != nullptr ? log_warnings : log_errors; }
 
 // The wheels of onnxruntime (1.32) carry capi/libonnxruntime.so.<version>, which exports
 // OrtGetApiBase; their Python extension module does not. The soname is libonnxruntime.so.1.
@@ -70,8 +74,9 @@ void append_cuda(const Api &api, OrtSessionOptions *options, const Placement &pl
         {"user_compute_stream", stream.c_str()},
         {"enable_cuda_graph", placement.graphs ? "1" : "0"},
         {"arena_extend_strategy", "kSameAsRequested"},  // doubling would waste the memory of particles
-        {"cudnn_conv_algo_search", "EXHAUSTIVE"},       // shapes are fixed: once a graph
+        {"cudnn_conv_algo_search", "EXHAUSTIVE"},       // the better of cuDNN's two heuristics; nothing is timed
         {"cudnn_conv_use_max_workspace", "1"},
+        {"use_tf32", placement.exact ? "0" : "1"},
     };
     std::vector<const char *> keys, values;
     for (const auto &[key, value] : settings) keys.push_back(key), values.push_back(value);
@@ -83,6 +88,9 @@ void place(const Runtime &runtime, OrtSessionOptions *options, const Placement &
            std::span<const std::byte> model) {
     const Api &api = runtime.api();
     if (placement.provider) append_cuda(api, options, placement);
+    // The second run would take one block for all activations and keep the first run's pieces as well, and a recorded run
+    // must not allocate.
+    api.check(api.disable_mem_pattern(options), "cannot set session options");
     api.check(api.add_custom_op_domain(options, placement.operators), "cannot register custom operators");
     if (!placement.weights) return;
     for (const auto &[name, value] : placement.weights(model))
@@ -96,7 +104,7 @@ Owned<OrtSessionOptions> session_options(const Runtime &runtime, std::span<const
     OrtSessionOptions *raw = nullptr;
     api.check(api.create_session_options(&raw), doing);
     Owned<OrtSessionOptions> options(raw, api.release_session_options);
-    api.check(api.set_session_log_level(raw, log_errors), doing);
+    api.check(api.set_session_log_level(raw, log_level()), doing);
     api.check(api.set_intra_op_threads(raw, 1), doing);
     api.check(api.set_inter_op_threads(raw, 1), doing);
     api.check(api.set_execution_mode(raw, sequential_execution), doing);
@@ -120,9 +128,11 @@ Owned<OrtSessionOptions> session_options(const Runtime &runtime, std::span<const
         data.push_back(const_cast<char *>(reinterpret_cast<const char *>(file.bytes.data())));
         bytes.push_back(file.bytes.size());
     }
-    if (!external.empty())
-        api.check(api.set_external_files(raw, names.data(), data.data(), bytes.data(), names.size()),
-                  "cannot hand over external weights");
+    if (external.empty()) return options;
+    // Read where they lie, not copied for every session: they outlive it. (Older versions do not know the key, and copy.)
+    api.check(api.set_config(raw, "session.use_external_initializer_file_buffers_directly", "1"), doing);
+    api.check(api.set_external_files(raw, names.data(), data.data(), bytes.data(), names.size()),
+              "cannot hand over external weights");
     return options;
 }
 
@@ -220,7 +230,7 @@ std::shared_ptr<const Runtime> Runtime::open(const char *path) {
 
 Runtime::Runtime(const OrtApiBase *base, const OrtApi *table)
     : base_(base), api_(table), version_(base->get_version_string()) {
-    api_.check(api_.create_env(log_errors, "rlsd", &env_), "cannot start ONNX Runtime");
+    api_.check(api_.create_env(log_level(), "rlsd", &env_), "cannot start ONNX Runtime");
     OrtStatus *status = api_.create_cpu_memory_info(device_allocator, default_memory, &cpu_);
     if (status != nullptr) api_.release_env(env_);
     api_.check(status, "cannot describe CPU memory");

@@ -68,6 +68,7 @@ const char *type_name(Type type) noexcept;
                                                       std::size_t outputs_count, OrtValue **outputs))              \
     X( 10, create_session_options,     OrtStatus *,  (OrtSessionOptions **))                                       \
     X( 13, set_execution_mode,         OrtStatus *,  (OrtSessionOptions *, int mode))                              \
+    X( 17, disable_mem_pattern,        OrtStatus *,  (OrtSessionOptions *))                                        \
     X( 22, set_session_log_level,      OrtStatus *,  (OrtSessionOptions *, int level))                             \
     X( 23, set_optimization_level,     OrtStatus *,  (OrtSessionOptions *, int level))                             \
     X( 24, set_intra_op_threads,       OrtStatus *,  (OrtSessionOptions *, int threads))                           \
@@ -251,6 +252,7 @@ struct Placement {
     int ordinal = 0;
     void *stream = nullptr;
     bool graphs = true;    // each run is recorded as a CUDA graph, by its number in RunOptions, and then replayed
+    bool exact = false;    // float32 products as such: by default ONNX Runtime rounds their factors to TF32
     OrtCustomOpDomain *operators = nullptr;
     // Which initializers of a model lie in the device's memory already, by name; may be empty.
     std::function<std::map<std::string, const OrtValue *>(std::span<const std::byte> model)> weights;

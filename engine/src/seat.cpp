@@ -68,9 +68,8 @@ Seat::Seat(Bundle &bundle, const cuda::Device &device, cuda::Kernels &kernels, c
     for (const auto &[name, shape] : op.params) tensors_.make("param." + name, Type::float32, count(size, count_of(shape)));
     if (bundle.has("features")) tensors_.make("phi.cotangent", Type::float16, count(size, bundle.manifest().feature_dim));
     bind();
-    for (DeviceGraph *graph : {&*decoder_, &*loss_, &*denoiser_, &*decoder_pull_}) graph->enqueue();
-    if (features_)
-        for (DeviceGraph *graph : {&*features_, &*features_pull_}) graph->enqueue();
+    for (auto *graph : {&decoder_, &loss_, &denoiser_, &null_denoiser_, &decoder_pull_, &features_, &features_pull_})
+        if (graph->has_value()) (*graph)->warm_up();
     device_.wait();
     check();
 }
@@ -133,11 +132,12 @@ void Seat::load(const Chunk &chunk) {
 
 void Seat::upload_tables(Chunk &chunk) {
     for (std::size_t i = 0; i < static_cast<std::size_t>(size_); ++i) {
-        chunk.words[i] = empty_lane, chunk.reals[i] = {}, chunk.times[i] = 0;
-        if (i >= chunk.lanes.size()) continue;
-        const DeviceLane &lane = chunk.lanes[i];
-        fill_lane(lane, lane.places, chunk.words[i], chunk.reals[i]);
-        chunk.times[i] = lane.job->now.t;
+        // Written once, and to the same bytes where chunks take turns: an earlier copy of them may still be queued.
+        LaneWords words = empty_lane;
+        LaneReals reals = {};
+        const DeviceLane *lane = i < chunk.lanes.size() ? &chunk.lanes[i] : nullptr;
+        if (lane != nullptr) fill_lane(*lane, lane->places, words, reals);
+        chunk.words[i] = words, chunk.reals[i] = reals, chunk.times[i] = lane != nullptr ? lane->job->now.t : 0;
     }
     const auto n = static_cast<std::size_t>(size_);
     device_.upload(at("words"), chunk.words, n * sizeof(LaneWords));

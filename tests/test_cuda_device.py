@@ -1,0 +1,86 @@
+"""The engine on a real GPU: tiny networks on ONNX Runtime's CUDA provider, our kernels as cubins.
+
+Skips where there is no NVIDIA GPU, or only ONNX Runtime for CPUs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+import numpy as np
+import onnxruntime
+import torch
+from bundle_factory import write_bundle
+from hosted import hosted_bundle
+from tiny import CONTEXT, make_job, make_nets, reference
+from traced import wanted_trace
+
+from rlsd.engine import Engine, Params
+from rlsd.kernels import aot
+
+HERE = torch.cuda.is_available() and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+pytestmark = pytest.mark.skipif(not HERE, reason="needs an NVIDIA GPU, and ONNX Runtime for it")
+
+NETS = make_nets()
+BATCHES = (1, 2, 4, 17, 65)
+PARAMS = {"steps": 6, "lr_x": 0.05, "lr_z": 0.05, "lambda_": 0.3, "repulsion_until": 0.8}
+TOLERANCE = 1e-2  # of values in halves, after 5 steps of Adam
+
+
+@pytest.fixture(name="bundle", scope="module")
+def bundle_fixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    major, minor = torch.cuda.get_device_capability()
+    compiled = [aot.compile_kernel(kernel, 10 * major + minor) for kernel in aot.kernels(precise=True)]
+    cubins = [(cubin.file, cubin.binary, cubin.line) for cubin in compiled]
+    return hosted_bundle(write_bundle(folder / "cpu", NETS, *BATCHES), folder / "cuda", cubins=cubins)
+
+
+@pytest.fixture(name="engine")
+def engine_fixture(bundle: Path):
+    with Engine(bundle, device="cuda:0") as engine:
+        yield engine
+
+
+def difference(found: np.ndarray, wanted: np.ndarray) -> float:
+    return float(np.abs(found - wanted).max() / np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("repulsion", ["features", "latent"])
+@pytest.mark.parametrize("particles", [1, 2, 5, 17, 65, 80])
+def test_a_crowd_of_any_size_agrees(engine, particles, repulsion):
+    job = make_job(NETS, particles=particles, params=Params(gamma=5.0, repulsion=repulsion, **PARAMS), trace=True)
+    (found,), (again,) = engine.reconstruct([job]), engine.reconstruct([job])
+    assert difference(found.particles, reference(NETS, job)) < TOLERANCE
+    assert found.particles.tobytes() == again.particles.tobytes()
+    np.testing.assert_allclose(found.trace, wanted_trace(NETS, job), rtol=2e-2)  # losses and bandwidths
+
+
+def test_jobs_of_all_kinds_agree_side_by_side(engine):
+    context = np.random.default_rng(1).standard_normal(CONTEXT).astype(np.float32)
+    jobs = [
+        make_job(NETS, "saturate", particles=3, item=1, params=Params(gamma=2.0, **PARAMS)),
+        make_job(NETS, particles=2, item=2, params=Params(variant="rlsd-nonaug", **PARAMS)),
+        make_job(NETS, particles=5, item=3, context=context, params=Params(guidance=3.0, **PARAMS)),
+    ]
+    for job, found in zip(jobs, engine.reconstruct(jobs), strict=True):
+        assert difference(found.particles, reference(NETS, job)) < TOLERANCE
+
+
+def test_a_tick_waits_once_and_results_may_stay_on_the_device(engine):
+    out = torch.full((4, 1, 4, 4), float("nan"), device="cuda:0")
+    job = make_job(NETS, particles=4, params=Params(gamma=2.0, **PARAMS))
+    handle = engine.submit(job, out=out)
+    engine.tick()
+    before = engine.stats()["synchronisations"]
+    engine.tick()
+    assert engine.stats()["synchronisations"] - before == 1
+    engine.run()
+    handle.result()
+    (wanted,) = engine.reconstruct([job])
+    assert np.array_equal(out.cpu().numpy(), wanted.particles)
