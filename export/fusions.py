@@ -100,6 +100,10 @@ def _behind_heads(node: fx.Node) -> fx.Node | None:
     return node if node.meta["val"].dim() == 3 else None
 
 
+# Both halves together: what ONNX Runtime's CUDA kernel has (contrib_ops/cuda/diffusion/bias_split_gelu.cc).
+GEGLU_WIDTHS = (2560, 5120, 6144, 10240, 12288)
+
+
 def fuse_geglu(graph_module: fx.GraphModule) -> None:
     """A linear layer whose output's first half is multiplied by GELU of the second: the bias moves into the gate."""
     for node in calls(graph_module, aten.chunk.default):
@@ -113,7 +117,7 @@ def fuse_geglu(graph_module: fx.GraphModule) -> None:
         if len(products) != 1 or products[0].target != aten.mul.Tensor or parts[0] not in products[0].args:
             continue
         x, weight, bias = arguments(projection, None, None, None)
-        if bias is None or len(projection.users) != 1:
+        if bias is None or len(projection.users) != 1 or projection.meta["val"].shape[-1] not in GEGLU_WIDTHS:
             continue
         graph = graph_module.graph
         with graph.inserting_before(products[0]):

@@ -10,6 +10,7 @@ import checkpoints
 import onnx
 import pytest
 import torch
+from diffusers.models.activations import GEGLU
 from torch import nn
 
 from rlsd.engine import Engine, RlsdError
@@ -129,9 +130,21 @@ def test_denoiser_has_no_stray_nodes_and_its_context_is_computed_apart(networks:
     names = [f"context_{i}" for i in range(len(given) - 2)]
     found = kinds(graph, given, ["z_t", "t", *names], ["eps"])
     blocks = len(names) // 2
-    assert found["com.microsoft.MultiHeadAttention"] == 2 * blocks and found["com.microsoft.BiasSplitGelu"] == blocks
+    assert found["com.microsoft.MultiHeadAttention"] == 2 * blocks
+    assert found["Split"] == found["Gelu"] == blocks and "com.microsoft.BiasSplitGelu" not in found  # narrow: see below
     assert found["Transpose"] == 2 and "Cast" not in found and "Sin" not in found
     assert kinds(context, [args[2]], ["context"], names) == {"MatMul": 2 * blocks}
+
+
+@pytest.mark.parametrize("width, fused", [(2560, True), (2048, False), (5120, True)])
+def test_gates_are_fused_in_the_widths_that_the_gpu_has(width: int, fused: bool) -> None:
+    gate, x = GEGLU(16, width // 2).half(), torch.randn(1, 3, 16).half()
+    graph = to_aten(gate, [x], ALL)
+    model = to_onnx(graph, [x], ["x"], ["y"])
+    found = census.node_kinds(model)
+    assert found == {"MatMul": 1, "com.microsoft.BiasSplitGelu": 1} if fused else "Gelu" in found
+    y = cuda.run_lowered(model, cuda.Traced("gate", graph, [x], ["x"], ["y"]), {"x": x})["y"]
+    torch.testing.assert_close(y, gate.float()(x.float()), rtol=4e-3, atol=2e-3)
 
 
 def test_a_bundle_for_cuda(networks: Networks, tmp_path: Path) -> None:
