@@ -96,7 +96,7 @@ def describe(bench: Bench, toy: bool) -> Line:
     """What every line says about the machine and its programs."""
     gpu = torch.cuda.get_device_name(bench.device) if bench.cuda else "none"
     versions = {"rlsd": version(), "torch": torch.__version__, "cuda": torch.version.cuda}
-    for name in ("triton", "onnxruntime", "xformers", "pykeops"):
+    for name in ("triton", "onnxruntime", "onnxruntime-gpu", "xformers", "pykeops"):
         versions[name] = measure.installed(name)
     peaks = {"matrix_flops": round(bench.roof.matrix), "copy_bytes": round(bench.roof.copy)}
     return {"gpu": gpu, "driver": measure.driver(), "toy": toy, "versions": versions, "roof": peaks}

@@ -1,4 +1,4 @@
-"""A 50-step reconstruction with the shipped prior: on the GPU in halves against the CPU in float32, and repeated."""
+"""The shipped prior on the GPU against the CPU in float32: its operators, and 50-step reconstructions, repeated."""
 
 from __future__ import annotations
 
@@ -18,9 +18,13 @@ PARTICLES, SEED, DECIBELS = 4, 7, 0.1
 IMAGES = ("0002-trouser", "0013-dress")
 
 
+OPERATORS = ("inpainting", "gaussian_blur", "phase_retrieval")  # of the bundle; float32 products among them
+EXACT = 1e-5  # relative: they are not to be rounded to TF32
+
+
 def agreement(bench: Bench, bundle: Path, steps: int = PARAMS.steps) -> list[Line]:
-    """One line for each image; bundle: fashion's for this device."""
-    lines = []
+    """A line for the operators and one for each image; bundle: fashion's for this device."""
+    lines = [_operators(bench, bundle)]
     for name in IMAGES:
         line: Line = {"section": "agreement", "case": f"fashion {name}", "method": "engine", "particles": PARTICLES}
         try:
@@ -44,6 +48,23 @@ def _compare(bench: Bench, bundle: Path, name: str, steps: int) -> Line:
         got, again = engine.reconstruct([given])[0], engine.reconstruct([given])[0]
         redone = engine.stats().get("redone", 0)
     return judge(want, got, again, image) | {"steps": steps, "redone": redone}
+
+
+def _operators(bench: Bench, bundle: Path) -> Line:
+    line: Line = {"section": "agreement", "case": "fashion operators", "method": "engine", "unit": "relative error"}
+    x = np.random.default_rng(0).uniform(-1, 1, (4, 1, 32, 32)).astype(np.float32)
+    mask = {"mask": np.ones((1, 1, 32, 32), np.float32)}
+    try:
+        with Engine(PATH / "bundle") as cpu, bench.open(bundle) as engine:
+            for name in OPERATORS:
+                want, got = (each.measure(name, x, **(mask if name == "inpainting" else {})) for each in (cpu, engine))
+                line[name] = float(np.linalg.norm(got - want) / np.linalg.norm(want))
+        line["median"] = worst = max(line[name] for name in OPERATORS)
+        if not worst <= EXACT:
+            line["wrong"] = f"an operator's value differs by {worst:.1e} from the CPU's, allowed {EXACT:.0e}"
+    except Exception as error:
+        line |= without_figure(error)
+    return line
 
 
 def judge(want: Result, got: Result, again: Result, image: np.ndarray) -> Line:

@@ -44,9 +44,7 @@ class Case:
 
 def cases(options: argparse.Namespace, bench: Bench, maker: subprocess.Popen | None, budget: Budget) -> Iterator[Case]:
     """Repulsion first, which needs no bundle: meanwhile those that are missing are exported, beside the timing."""
-    sizes = TOY_SIZES if options.toy else crowds.SIZES
-    for N, D in sizes if "D" in options.sections else ():
-        yield Case(f"D N={N} D={D}", lambda N=N, D=D: crowds.crowd(bench, N, D))  # type: ignore[misc]
+    yield from _crowds(TOY_SIZES if options.toy else crowds.FIRST, options, bench)
     if "agreement" in options.sections:
         yield Case("agreement with the CPU", lambda: _agreement(options, bench, maker, budget))
     names = ["fashion"] if options.toy else ["given"] if options.bundle else options.networks
@@ -54,6 +52,12 @@ def cases(options: argparse.Namespace, bench: Bench, maker: subprocess.Popen | N
         opened = _Opened(name, options, bench, maker, budget)
         yield from _full(opened, options)
         opened.close()
+    yield from _crowds([] if options.toy else crowds.LAST, options, bench)
+
+
+def _crowds(sizes: list[tuple[int, int]], options: argparse.Namespace, bench: Bench) -> Iterator[Case]:
+    for N, D in sizes if "D" in options.sections else ():
+        yield Case(f"D N={N} D={D}", lambda N=N, D=D: crowds.crowd(bench, N, D))  # type: ignore[misc]
 
 
 def _full(opened: _Opened, options: argparse.Namespace) -> Iterator[Case]:

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from rlsd.bench.gpu import LeftOut
+from rlsd.bench.gpu.agreement import OPERATORS
 from rlsd.export.checkpoint import load
 from rlsd.models.fashion import PATH as FASHION
 
@@ -92,7 +93,8 @@ def bundle_of(name: str) -> Path:
     with Alone(name):
         if not path.is_dir():
             architecture = int(path.suffix.removeprefix(".sm"))
-            networks = load(checkpoint_path(name), SIZE.get(name), ["inpainting"], None)
+            operators = OPERATORS if name == "fashion" else ("inpainting",)
+            networks = load(checkpoint_path(name), SIZE.get(name), list(operators), None)
             package_cuda(networks, path, name=name, architectures=[architecture], batches=BATCHES)
     return path
 

@@ -14,7 +14,7 @@ from rlsd.bench.gpu import LeftOut, Line
 from rlsd.bench.gpu.subject import Subject, Wrong, free
 from rlsd.bench.gpu.timing import Clock, profiled, seconds
 from rlsd.bench.problem import job
-from rlsd.engine import RlsdError
+from rlsd.engine import RlsdError, Status
 
 GRAPHS = ("denoiser", "decoder", "decoder_pull", "features", "operators")  # of rlsd_stats
 STEPS_AT_LEAST = 8  # particle-steps in one timed call, so that small N are not timed by single steps
@@ -77,6 +77,8 @@ def ticks(subject: Subject, steps: int) -> Callable[[], None]:
 
 def without_figure(error: Exception) -> Line:
     """The rest of a line that has no figure, because the result was wrong, cannot be had here, or something broke."""
+    if isinstance(error, RlsdError) and error.status == Status.OUT_OF_MEMORY:
+        return {"left_out": str(error)}
     if isinstance(error, (Wrong, RlsdError)):
         return {"wrong": str(error)}
     if isinstance(error, torch.OutOfMemoryError):

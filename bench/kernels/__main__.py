@@ -79,7 +79,8 @@ def measured(case: Case, device: torch.device, rounds: int, roof: Roof, compile_
     arguments = case.make(device)
     runs = {"ours": lambda: case.ours(*arguments), "eager": lambda: case.plain(*arguments)}
     if compile_too:
-        compiled = torch.compile(case.plain, mode="max-autotune-no-cudagraphs")
+        torch._dynamo.reset()  # or later shapes would share one code for all shapes
+        compiled = torch.compile(case.plain, mode="max-autotune-no-cudagraphs", dynamic=False)
         runs["compiled"] = lambda: compiled(*arguments)
     times = {name: milliseconds(values) for name, values in seconds(runs, Clock(device, flush=True), rounds).items()}
     least = roof.seconds(case.operations, case.moved, halves=False) * 1e3
@@ -102,6 +103,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=math.inf, help="no case is begun after so many")
     parser.add_argument("--without-compiled", action="store_true", help="torch.compile takes seconds for each case")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--beside", help="what else this machine does meanwhile, noted in every line")
     parser.add_argument("--out", type=Path, help="file for the JSON lines; needed with --device cpu")
     options = parser.parse_args()
     if options.device == "cpu" and options.out is None:
@@ -120,6 +122,7 @@ def race(options: argparse.Namespace, device: torch.device) -> int:
         "bench": "kernels-cuda",
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else "none",
         "torch": torch.__version__,
+        **({"beside": options.beside} if options.beside else {}),
         "copy_gb_s": round(roof.copy / 1e9, 1),
         "float32_tflop_s": round(roof.single / 1e12, 2),
     }
@@ -130,8 +133,9 @@ def race(options: argparse.Namespace, device: torch.device) -> int:
             continue
         try:
             line = measured(case, device, options.rounds, roof, not options.without_compiled)
-        except AssertionError as error:
-            line, failed = {"case": case.name, "wrong": str(error)}, failed + 1
+        except Exception as error:  # the other cases still have their say
+            said = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+            line, failed = {"case": case.name, "wrong": said[:500]}, failed + 1
         print(line, flush=True)
         measure.record("kernels-cuda", [{**line, **facts}], options.out)
     if late:
