@@ -185,7 +185,7 @@ class Engine:
         request.particles, request.seed, request.item = n, job.seed, job.item
         request.out, request.out_count = particles.pointer, particles.size
         request.out_latents, request.out_latents_count = latents.pointer, latents.size
-        trace = np.zeros((p.steps - 1, max(n, 0), 2), np.float32) if job.trace else None
+        trace = np.zeros((p.steps - 1, max(n, 0), 3), np.float32) if job.trace else None
         if trace is not None:
             request.out_trace, request.out_trace_count = trace.ctypes.data, trace.size
         request.first_particle, request.all_particles = job.first_particle, job.all_particles

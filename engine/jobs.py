@@ -71,8 +71,9 @@ class Job:
 class Result:
     """particles: [N, C, H, W] float32, nominally in [-1, 1]. latents: [N, ...]. seconds: from first to last tick.
 
-    Both are NumPy arrays, or those that were given to `submit` to be filled. trace: [K - 1, N, 2] for a job that asked:
-    for each step and particle the data loss, and the bandwidth of the repulsion (NaN without); see rlsd.h.
+    Both are NumPy arrays, or those that were given to `submit` to be filled. trace: [K - 1, N, 3] for a job that asked:
+    for each step and particle the data loss, the bandwidth of the repulsion (NaN without), and how far the particle's
+    latent is from the others' (NaN for N = 1); see rlsd.h.
     """
 
     particles: Any

@@ -20,22 +20,21 @@ def can_plot() -> bool:
 
 
 def trajectories(trace: np.ndarray, scale: float, sigma: float) -> bytes:
-    """A PNG of residual, median distance and bandwidth over the steps, from a trace [K - 1, N, 2]; see rlsd.h.
+    """A PNG of residual, diversity and bandwidth over the steps, from a trace [K - 1, N, 3]; see rlsd.h.
 
     scale: the root of how much the mean over what was observed exceeds that over all of y. sigma: the noise, shown as a
     line; 0 if it is not known. Thin lines are particles, the thick one is their median.
     """
     residual = np.sqrt(2 * trace[:, :, 0].astype(np.float64)) * scale
-    bandwidth = trace[:, :, 1].astype(np.float64)
-    distance = np.sqrt(bandwidth * np.log(max(trace.shape[1] - 1, 2)))
+    bandwidth, diversity = trace[:, :, 1].astype(np.float64), trace[:, :, 2].astype(np.float64)
     figure = _figure(10.5, 2.9)
     panels = (
-        ("data residual", residual),
-        ("diversity: median distance to the others", distance),
-        ("bandwidth of the repulsion", bandwidth),
+        ("data residual", residual, ""),
+        ("diversity: how far a latent is from the others", diversity, "one particle"),
+        ("bandwidth of the repulsion", bandwidth, "no repulsion"),
     )
-    for axes, (title, values) in zip(figure.subplots(1, 3), panels):
-        _lines(axes, values)
+    for axes, (title, values, without) in zip(figure.subplots(1, 3), panels):
+        _lines(axes, values, without)
         axes.set_title(title, fontsize=10, color=INK)
         axes.set_xlabel("step", fontsize=9, color=FAINT)
         if title == "data residual" and sigma > 0:
@@ -44,11 +43,11 @@ def trajectories(trace: np.ndarray, scale: float, sigma: float) -> bytes:
     return _png(figure)
 
 
-def _lines(axes: Any, values: np.ndarray) -> None:
+def _lines(axes: Any, values: np.ndarray, without: str) -> None:
     known = np.isfinite(values).all(1)
     axes.set_xlim(0, max(len(values) - 1, 1))
     if not known.any():
-        axes.text(0.5, 0.5, "no repulsion", transform=axes.transAxes, ha="center", va="center", color=FAINT, fontsize=9)
+        axes.text(0.5, 0.5, without, transform=axes.transAxes, ha="center", va="center", color=FAINT, fontsize=9)
         axes.set_yticks([])
         return
     steps = np.flatnonzero(known)

@@ -26,7 +26,7 @@ _workers: WeakKeyDictionary[Engine, ThreadPoolExecutor] = WeakKeyDictionary()
 
 @dataclass(frozen=True)
 class Outcome:
-    """particles: [N, C, H, W], latents: [N, ...], trace: [K - 1, N, 2] as in rlsd.h.
+    """particles: [N, C, H, W], latents: [N, ...], trace: [K - 1, N, 3] as in rlsd.h.
 
     All are empty when the item failed, of which `error` says why; the trace also where none was asked for.
     """

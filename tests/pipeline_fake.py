@@ -34,7 +34,7 @@ class FakeHandle:
             raise self.error
         job, shape = self.job, self.engine.image_shape
         numbers = [normal(job.seed, job.item, i, 7, int(np.prod(shape))).reshape(shape) for i in range(job.particles)]
-        trace = np.full((job.params.steps - 1, job.particles, 2), 0.5, np.float32) if job.trace else None
+        trace = np.full((job.params.steps - 1, job.particles, 3), 0.5, np.float32) if job.trace else None
         return Result(np.tanh(np.stack(numbers)), np.zeros((job.particles, 2, 4, 4), np.float32), 0.5, trace)
 
 

@@ -53,7 +53,11 @@ def work(rank: int, size: int, port: int, folder: Path, bundle: Path, jobs: list
                     engine, None if rank else job, group, snapshots=snapshots, every=options.get("every", 50)
                 )
                 if result is not None:
-                    arrays = {"particles": result.particles, "latents": result.latents, "trace": result.trace}
+                    arrays = {
+                        "particles": result.particles,
+                        "latents": result.latents,
+                        "trace": result.trace[..., :2].copy(),
+                    }
                     np.savez(folder / f"{index}.npz", **arrays)
                 finish_together(group, snapshots)
             (folder / f"{rank}.ticks").write_text(str(engine.ticks))

@@ -63,11 +63,11 @@ def test_memory_of_the_device_is_refused(fake, bundle):
     taken = library.rlsd_submit
 
     def submit(engine, params, request, pointer):
-        request.out_trace, request.out_trace_count = trace.pointer, 40
+        request.out_trace, request.out_trace_count = trace.pointer, 60
         return taken(engine, params, request, pointer)
 
     with Engine(bundle) as engine, pytest.MonkeyPatch.context() as patch:
-        trace = OnDevice(fake, np.zeros((5, 4, 2)))
+        trace = OnDevice(fake, np.zeros((5, 4, 3)))
         patch.setattr(library, "rlsd_submit", submit)
         with pytest.raises(RlsdError, match="out_trace is memory of a device, allowed is memory of the host"):
             engine.submit(make_job(NETS, particles=4, params=Params(**PARAMS), trace=True))

@@ -45,7 +45,9 @@ def jobs() -> list[Job]:
 
 def alone(bundle: Path, jobs: list[Job]) -> list[list[bytes]]:
     with Engine(bundle, threads=1) as engine:
-        return [[a.tobytes() for a in (r.particles, r.latents, r.trace)] for r in engine.reconstruct(jobs)]
+        return [
+            [a.tobytes() for a in (r.particles, r.latents, r.trace[..., :2].copy())] for r in engine.reconstruct(jobs)
+        ]
 
 
 def found(folder: Path, count: int) -> list[list[bytes]]:

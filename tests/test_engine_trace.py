@@ -47,6 +47,23 @@ def test_few_particles(bundle):
         np.testing.assert_allclose(result.trace, wanted_trace(NETS, job), rtol=1e-4)
 
 
+def test_a_buffer_of_before_gets_no_diversity(bundle):
+    job = make_job(NETS, particles=3, params=Params(gamma=3.0, **PARAMS), trace=True)
+    library, narrow = native.library(), np.zeros((20, 3, 2), np.float32)
+    taken = library.rlsd_submit
+
+    def submit(engine, params, request, pointer):
+        request.out_trace, request.out_trace_count = narrow.ctypes.data, narrow.size
+        return taken(engine, params, request, pointer)
+
+    with Engine(bundle) as engine:
+        (wanted,) = engine.reconstruct([job])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(library, "rlsd_submit", submit)
+            engine.reconstruct([job])
+    np.testing.assert_array_equal(narrow, wanted.trace[..., :2])
+
+
 def test_packing_changes_nothing(bundle):
     jobs = [
         make_job(NETS, particles=5, trace=True, params=Params(gamma=3.0, **PARAMS)),
@@ -100,6 +117,6 @@ def test_callers_who_do_not_know_of_it(bundle):
         native.library().rlsd_job_release(pointer)
         assert out.any()
         struct.size = ctypes.sizeof(struct)  # now it knows
-        with pytest.raises(RlsdError, match="out_trace has 1 elements, 40 are needed") as raised:
+        with pytest.raises(RlsdError, match="out_trace has 1 elements, 60 are needed") as raised:
             native.check(native.library().rlsd_submit(engine._pointer, params, struct, pointer))
         assert raised.value.status is Status.INVALID_ARGUMENT

@@ -151,7 +151,7 @@ def test_an_items_folder(tmp_path, monkeypatch, channels, matplotlib):
         assert set(arrays) == {"particles", "latents", "y", "truth", "trace"}
         assert all(array.dtype == np.float32 for array in arrays.values())
         np.testing.assert_array_equal(arrays["particles"], made.particles)
-        assert arrays["trace"].shape == (4, 3, 2)
+        assert arrays["trace"].shape == (4, 3, 3)
     written = json.loads((folder / "item.json").read_text())
     assert written["psnr"]["best"] == max(written["psnr"]["particles"])
     assert Image.open(folder / "std.png").text["scale"].startswith("0 to ")

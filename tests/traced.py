@@ -17,10 +17,15 @@ class Witness(Twin):
     def __init__(self, nets: Nets, job: Job):
         super().__init__(nets, job)
         self.losses: list[np.ndarray] = []
+        self.latents: list[np.ndarray] = []
 
     def data_gradient(self, x):
         self.losses.append(0.5 * ((self.measure(x) - self.y) ** 2).mean(1))
         return super().data_gradient(x)
+
+    def decode(self, z):
+        self.latents.append(z)
+        return super().decode(z)
 
 
 def bandwidths(phi: np.ndarray) -> np.ndarray:
@@ -33,8 +38,14 @@ def bandwidths(phi: np.ndarray) -> np.ndarray:
     return h
 
 
+def diversity(z: np.ndarray) -> np.ndarray:
+    """Of each particle [N]: root mean square of its differences to the others."""
+    squares = ((z[:, None] - z[None]) ** 2).mean(2)
+    return np.sqrt(squares.sum(1) / (len(z) - 1)) if len(z) > 1 else np.full(1, np.nan)
+
+
 def wanted_trace(nets: Nets, job: Job) -> np.ndarray:
-    """[K - 1, N, 2]."""
+    """[K - 1, N, 3]."""
     seen: list[tuple[int, np.ndarray]] = []
     true = oracle.repulsion
 
@@ -46,8 +57,9 @@ def wanted_trace(nets: Nets, job: Job) -> np.ndarray:
     space = "latent" if job.params.repulsion == "latent" else "features"
     with mock.patch.object(oracle, "repulsion", repulsion):
         oracle.rlsd(witness, nets.abar, M, P, job.particles, job.params, job.seed, job.item, 1, space)
-    trace = np.full((job.params.steps - 1, job.particles, 2), np.nan)
+    trace = np.full((job.params.steps - 1, job.particles, 3), np.nan)
     trace[:, :, 0] = witness.losses
+    trace[:, :, 2] = [diversity(z) for z in witness.latents[:-1]]
     for step, h in seen:
         trace[step, :, 1] = h
     return trace

@@ -190,7 +190,7 @@ typedef struct rlsd_request {
     size_t out_count;
     float *out_latents;        /* [N, latent shape]: the final z, or NULL              */
     size_t out_latents_count;
-    float *out_trace;          /* [K - 1, N, 2], memory of the host: see below; or NULL */
+    float *out_trace;          /* [K - 1, N, 3], memory of the host: see below; or NULL */
     size_t out_trace_count;
     int32_t first_particle;    /* the job's are particles first_particle and on: random  */
     int32_t all_particles;     /*   numbers as theirs; of so many in all, 0: of N alone  */
@@ -202,9 +202,12 @@ typedef struct rlsd_request {
 
 /* The trace says how a job went. For step k and particle i it has the data loss
  * (1/2) mean (y - f(.))^2 whose gradient the step follows (at x_i as step k finds it, or
- * at D(z_i) where there is no x), and the bandwidth h_i of the repulsion, NaN in steps
- * without. The median distance from particle i to the others is
- * sqrt(h_i ln(max(N - 1, 2))). It is written step by step, and changes no result. */
+ * at D(z_i) where there is no x); the bandwidth h_i of the repulsion, NaN in steps without,
+ * so that the median distance from particle i to the others is sqrt(h_i ln(max(N - 1, 2)));
+ * and the diversity sqrt(mean (z_i - z_j)^2) over the other particles j of this job (or this
+ * share of one) and the values of z, as step k finds them, NaN for N = 1. It is written step
+ * by step, and changes no result. A buffer for [K - 1, N, 2], as callers of older versions
+ * have it, gets no diversity. */
 
 RLSD_API rlsd_status rlsd_request_init(rlsd_request *request, size_t size);
 

@@ -157,6 +157,9 @@ void Gpu::tick(const Jobs &active) {
         device_.enter();
         clock_.start();
         back_up();
+        for (const auto &[job, guest] : guests_)
+            if (guest.latents != nullptr)
+                device_.download(guest.latents->as<float>(), state_.z.at(floats(guest.slot * latent_)), floats(job->particles * latent_));
         for (Seated &s : seated_)
             if (s.waits && !cancelled_) s.seat->first(*s.chunk, state_, seen_.get(), clock_);
         for (const auto &job : active)  // latents are seen as they are
@@ -243,6 +246,8 @@ void Gpu::trace(const Jobs &active) {
             const std::int32_t k = lane.job->data_step();
             if (!lane.job->done() && k >= 0) lane.job->trace(Trace::loss, k, lane.particle, double(s.chunk->losses[i]));
         }
+    for (const auto &[job, guest] : guests_)
+        if (!job->done() && guest.latents != nullptr) job->trace_diversity(guest.latents->as<float>());
     for (const auto &job : active) {
         if (job->done() || job->out_trace == nullptr || !job->repelled()) continue;
         const DeviceRepulsion &space = job->in_features() ? *seen_ : *near_;

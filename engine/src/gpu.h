@@ -51,6 +51,7 @@ class Gpu : public Backend {
         std::shared_ptr<Job> job;  // so that no other comes to lie at its address
         std::int32_t slot;      // its particles' rows of the state begin here
         DeviceInputs inputs;
+        std::unique_ptr<cuda::Pinned> latents;  // as the step finds them, for a trace of their diversity
         int redone = 0;
     };
     struct Seated {

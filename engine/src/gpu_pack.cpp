@@ -42,7 +42,8 @@ void Gpu::settle(const Jobs &active) {
         }
         if (slot + job->particles > slots_) grow(slot + job->particles);
         if (job->loss_scale == 0) job->loss_scale = bundle_.manifest().cotangent_scales.at("decoder");
-        Guest guest{job, static_cast<std::int32_t>(slot), inputs_of(*job), 0};
+        Guest guest{job, static_cast<std::int32_t>(slot), inputs_of(*job), nullptr, 0};
+        if (job->traces(Trace::diversity)) guest.latents = std::make_unique<cuda::Pinned>(device_, floats(job->particles * latent_));
         taken[guest.slot] = job->particles;
         const Guest &seated = guests_.emplace(job.get(), std::move(guest)).first->second;
         job->drawn() ? upload(*job, seated) : draw(*job, seated);

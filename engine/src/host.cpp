@@ -86,6 +86,9 @@ void Host::tick(const Jobs &active) {
     early_.clear();
     late_.clear();
     for (Batch *batch : used_) (batch->waits() ? late_ : early_).push_back(batch);
+    const double start = now_seconds();
+    for (const auto &job : active) job->trace_diversity(job->z.value.data());
+    times_.elementwise += now_seconds() - start;
     each(late_, &Batch::first);
     repel(active);
     each(late_, &Batch::second);

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 
 namespace rlsd {
 namespace {
@@ -112,6 +113,8 @@ Job::Job(Bundle &from, const Memory &buffers, const rlsd_params &p, const rlsd_r
     require_count(r.out_count, particles * count_of(m.image), "out");
     if (out_latents != nullptr) require_count(r.out_latents_count, particles * count_of(m.latent), "out_latents");
     if (out_trace != nullptr) {
+        constexpr auto before = static_cast<std::size_t>(Trace::diversity);  // which callers of older versions do not have
+        if (r.out_trace_count == trace_count() / trace_width * before) trace_width = before;
         require_count(r.out_trace_count, static_cast<std::int64_t>(trace_count()), "out_trace");
         require(memory->on_host(out_trace), "out_trace is memory of a device, allowed is memory of the host");
     }
@@ -131,13 +134,33 @@ void Job::clear_outputs() {
 }
 
 std::size_t Job::trace_count() const {
-    return static_cast<std::size_t>(std::int64_t(steps()) * particles) * static_cast<std::size_t>(Trace::count);
+    return static_cast<std::size_t>(std::int64_t(steps()) * particles) * trace_width;
 }
 
 void Job::trace(Trace what, std::int32_t k, std::int64_t particle, double value) const {
-    if (out_trace == nullptr) return;
+    if (!traces(what)) return;
     const auto row = static_cast<std::size_t>(std::int64_t(k) * particles + particle);
-    out_trace[row * static_cast<std::size_t>(Trace::count) + static_cast<std::size_t>(what)] = static_cast<float>(value);
+    out_trace[row * trace_width + static_cast<std::size_t>(what)] = static_cast<float>(value);
+}
+
+// sum_j |z_i - z_j|^2 = N |z_i - mean|^2 + sum_j |z_j - mean|^2.
+void Job::trace_diversity(const float *latents) const {
+    if (!traces(Trace::diversity) || !stepping() || particles < 2) return;
+    const auto n = static_cast<std::size_t>(particles);
+    const auto size = static_cast<std::size_t>(count_of(bundle->manifest().latent));
+    std::vector<double> away(n);
+    for (std::size_t value = 0; value < size; ++value) {
+        double mean = 0;
+        for (std::size_t i = 0; i < n; ++i) mean += double(latents[i * size + value]) / double(n);
+        for (std::size_t i = 0; i < n; ++i) {
+            const double difference = double(latents[i * size + value]) - mean;
+            away[i] += difference * difference;
+        }
+    }
+    const double all = std::accumulate(away.begin(), away.end(), 0.0);
+    for (std::int32_t i = 0; i < particles; ++i)
+        trace(Trace::diversity, step, i,
+              std::sqrt((double(n) * away[static_cast<std::size_t>(i)] + all) / (double(n - 1) * double(size))));
 }
 
 void Job::begin() {

@@ -39,7 +39,7 @@ struct Memory {
     virtual bool on_host(const void *) const { return true; }
 };
 
-enum class Trace : std::size_t { loss, bandwidth, count };
+enum class Trace : std::size_t { loss, bandwidth, diversity, count };
 
 struct Job {
     // memory must outlive it.
@@ -76,6 +76,8 @@ struct Job {
     void finish();                      // the outputs are written: frees the state
     // Notes a number of step k, if the caller wants a trace; from any worker.
     void trace(Trace what, std::int32_t k, std::int64_t particle, double value) const;
+    bool traces(Trace what) const { return out_trace != nullptr && static_cast<std::size_t>(what) < trace_width; }
+    void trace_diversity(const float *latents) const;  // of the step at hand, [N, latent]
     std::int64_t steps_left() const { return done() ? 0 : std::int64_t(particles) * (steps() - step); }
 
     const Bundle *bundle;
@@ -88,6 +90,7 @@ struct Job {
     std::uint64_t seed;
     std::uint32_t item;
     float *out, *out_latents, *out_trace;
+    std::size_t trace_width = static_cast<std::size_t>(Trace::count);  // numbers of a step and particle
     std::int32_t first_particle, all_particles;
     rlsd_gather_fn gather;
     void *gather_user;
