@@ -53,11 +53,8 @@ def work(rank: int, size: int, port: int, folder: Path, bundle: Path, jobs: list
                     engine, None if rank else job, group, snapshots=snapshots, every=options.get("every", 50)
                 )
                 if result is not None:
-                    arrays = {
-                        "particles": result.particles,
-                        "latents": result.latents,
-                        "trace": result.trace[..., :2].copy(),
-                    }
+                    trace = result.trace[..., :2].copy()  # diversity is that among a process's own particles
+                    arrays = {"particles": result.particles, "latents": result.latents, "trace": trace}
                     np.savez(folder / f"{index}.npz", **arrays)
                 finish_together(group, snapshots)
             (folder / f"{rank}.ticks").write_text(str(engine.ticks))

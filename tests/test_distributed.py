@@ -45,9 +45,8 @@ def jobs() -> list[Job]:
 
 def alone(bundle: Path, jobs: list[Job]) -> list[list[bytes]]:
     with Engine(bundle, threads=1) as engine:
-        return [
-            [a.tobytes() for a in (r.particles, r.latents, r.trace[..., :2].copy())] for r in engine.reconstruct(jobs)
-        ]
+        results = engine.reconstruct(jobs)
+    return [[a.tobytes() for a in (r.particles, r.latents, r.trace[..., :2].copy())] for r in results]
 
 
 def found(folder: Path, count: int) -> list[list[bytes]]:
