@@ -47,6 +47,7 @@ Engine::Engine(const std::string &folder, const rlsd_engine_options &options)
     if (options_.log != nullptr)
         options_.log(options_.user, RLSD_LOG_INFO,
                      text("bundle '", bundle_->manifest().name, "', ONNX Runtime ", bundle_->runtime().version()).c_str());
+    tell_not_recorded();
 }
 
 Engine::~Engine() { drop_all(RLSD_CANCELLED, "the engine was closed"); }
@@ -55,6 +56,13 @@ void Engine::describe() {
     for (const std::string &line : bundle_->manifest().lines) description_ += line + "\n";
     description_ += text("onnxruntime ", bundle_->runtime().version(), "\nmax_particles ", options_.max_particles, "\n",
                          backend_->describe());
+}
+
+// Each such graph costs the host a launch for every node, in every step.
+void Engine::tell_not_recorded() {
+    for (const std::string &graph : bundle_->not_recorded())
+        if (told_.insert(graph).second && options_.log != nullptr)
+            options_.log(options_.user, RLSD_LOG_WARNING, text("graph '", graph, "' cannot be recorded as a CUDA graph").c_str());
 }
 
 std::shared_ptr<Job> Engine::submit(const rlsd_params &params, const rlsd_request &request) {
@@ -102,7 +110,10 @@ void Engine::tick() {
     failed_ = RLSD_OK;
     try {
         admit();
-        if (changed_) backend_->pack(active_);
+        if (changed_) {
+            backend_->pack(active_);
+            tell_not_recorded();
+        }
         changed_ = false;
         backend_->tick(active_);
         conclude();

@@ -4,6 +4,7 @@
 #include "backend.h"
 
 #include <deque>
+#include <set>
 
 namespace rlsd {
 
@@ -26,6 +27,7 @@ class Engine {
 
   private:
     void describe();
+    void tell_not_recorded();
     void admit();
     void conclude();
     void drop_all(rlsd_status why, const char *message);
@@ -36,6 +38,7 @@ class Engine {
     std::atomic<bool> cancelled_{false};
     std::unique_ptr<Backend> backend_;
     std::string description_;
+    std::set<std::string> told_;    // graphs of which the log has heard
     std::deque<std::shared_ptr<Job>> queue_;
     Jobs active_;
     bool changed_ = false;          // the set of active particles: pack again
