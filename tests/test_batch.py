@@ -50,6 +50,7 @@ def test_items_are_those_of_reconstruct() -> None:
             record(Path("out"), name),
             json.loads((Path("plain") / str(index) / "item.json").read_text()),
         )
+        del reported["residual"]["of_mean_image"]  # one more run of the operator
         for key in ("item", "task", "source", "sha256", "residual", "psnr", "best_by_fit"):
             assert facts[key] == reported[key], key
         assert np.allclose(mine["residual"], facts["residual"]["particles"])

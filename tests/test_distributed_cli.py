@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch")
@@ -43,8 +44,10 @@ def test_killed_under_torchrun(tmp_path: Path) -> None:
     with subprocess.Popen(command, env=os.environ | ENVIRONMENT) as torchrun:
         kill_one(torchrun, tmp_path / "two.snapshots")
         assert torchrun.wait(300) == 0
-    one, two = ((tmp_path / name / IMAGE.stem / "arrays.npz").read_bytes() for name in ("one", "two"))
-    assert one == two
+    one, two = (dict(np.load(tmp_path / name / IMAGE.stem / "arrays.npz")) for name in ("one", "two"))
+    for each in (one, two):
+        each["trace"] = each["trace"][..., :2].copy()  # diversity is that among a process's own particles
+    assert {name: array.tobytes() for name, array in one.items()} == {name: a.tobytes() for name, a in two.items()}
     report = json.loads((tmp_path / "two" / "report.json").read_text())
     assert 0 < report["time"]["particle_steps"] <= 2 * (23 - 3)  # process 0, after it was started again
     assert not (tmp_path / "two.snapshots").exists()
