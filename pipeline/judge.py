@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,15 +43,17 @@ class Judge:
         """All figures of a reconstruction."""
         item, particles = outcome.item, outcome.particles
         phi, truth = self._place(outcome)
-        *residual, of_mean = self._residual(
-            item, np.concatenate([particles, particles.mean(0, keepdims=True)])
-        ).tolist()
-        fit, sigma = int(np.argmin(residual)), item.settings.sigma
-        misfit = {**summary(residual, fit), "of_mean_image": _finite(of_mean)}
+        residual = self._residual(item, np.concatenate([particles, particles.mean(0, keepdims=True)]))
+        fit, sigma = int(np.argmin(residual[:-1])), item.settings.sigma
+
+        def in_units(unit: float) -> dict[str, Any]:
+            values = (residual / unit).tolist()
+            return {**summary(values[:-1], fit), "of_mean_image": _finite(values[-1])}
+
         figures: dict[str, Any] = {
             "seconds": round(outcome.seconds, 3),
-            "residual": misfit,
-            "residual_in_sigma": scaled(misfit, 1 / sigma) if sigma > 0 else None,
+            "residual": in_units(1.0),
+            "residual_in_sigma": in_units(sigma) if sigma > 0 else None,
             "best_by_fit": fit,
             "deviation": float(metrics.deviation(self.frame.crop(particles)).mean()),
             "feature_similarity": metrics.cosine_similarity(phi) if self.engine.feature_dim else None,
@@ -114,12 +116,6 @@ def summary(values: Sequence[float], fit: int, best: Callable[..., float] = min)
         "best_by_fit": _finite(values[fit]),
         "particles": [_finite(value) for value in values],
     }
-
-
-def scaled(figures: Mapping[str, Any], factor: float) -> dict[str, Any]:
-    """A summary in another unit."""
-    times = lambda value: None if value is None else value * factor  # noqa: E731
-    return {key: list(map(times, v)) if isinstance(v, list) else times(v) for key, v in figures.items()}
 
 
 def _finite(value: float) -> float | None:
