@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 pytest.importorskip("torch")
@@ -16,14 +15,13 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 import fake_cuda
 from bundle_factory import write_bundle
+from device_terms import PARAMS, TOLERANCE, difference  # noqa: F401
 from hosted import hosted_bundle
 from tiny import make_job, make_nets
 
 from rlsd.engine import Params
 
 NETS = make_nets()
-PARAMS = {"steps": 6, "lr_x": 0.05, "lr_z": 0.05, "lambda_": 0.3, "repulsion_until": 0.8}
-TOLERANCE = 1e-2  # of values in halves, after 5 steps of Adam
 
 
 @pytest.fixture(name="bundle", scope="module")
@@ -42,10 +40,6 @@ def fake_fixture(monkeypatch: pytest.MonkeyPatch):
     yield driver
     driver.check()
     assert driver.live() == ""
-
-
-def difference(found: np.ndarray, wanted: np.ndarray) -> float:
-    return float(np.abs(found - wanted).max() / np.abs(wanted).max())
 
 
 def jobs_of_all_kinds():

@@ -17,7 +17,7 @@ import torch
 
 from rlsd.bench import report
 from rlsd.bench.gpu import __main__ as race
-from rlsd.bench.gpu import agreement, arrivals, crowds, plan, prepare, targets, timing, work
+from rlsd.bench.gpu import agreement, arrivals, crowds, plan, prepare, steps, targets, timing, work
 from rlsd.bench.gpu.roof import Roof
 from rlsd.bench.gpu.subject import Bench, Subject, Wrong
 from rlsd.bench.problem import PARAMS, frozen, torch_loop
@@ -238,3 +238,13 @@ def test_an_export_that_is_missing_is_waited_for(tmp_path: Path, monkeypatch: py
     prepare.note_compiled("sd15", 8)
     assert prepare.compile_seconds("sd15", 8) < 100
     assert math.isinf(plan.Budget(math.inf).left())
+
+
+@pytest.mark.parametrize("seen, share", [({}, 0.1), ({"idle": 0.3, "launches": 9}, 0.3), ({"idle": 0.05}, 0.1)])
+def test_time_outside_kernels_is_known_without_a_profiler(seen: dict[str, float], share: float) -> None:
+    names = (*steps.GRAPHS, "repulsion", "elementwise", "wall", "ticks", "launches")
+    before = dict.fromkeys(names, 0.0)
+    after = before | {"denoiser": 0.5, "decoder": 0.3, "elementwise": 0.1, "wall": 1.0, "ticks": 2, "launches": 20}
+    line = steps.host_line({"case": "x"}, before, after, seen)
+    assert line["median"] == pytest.approx(share) and line["what"] == "time outside kernels"
+    assert line["launches_per_step"] == 10

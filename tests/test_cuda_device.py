@@ -16,6 +16,7 @@ import numpy as np
 import onnxruntime
 import torch
 from bundle_factory import write_bundle
+from device_terms import PARAMS, TOLERANCE, difference
 from hosted import hosted_bundle
 from tiny import CONTEXT, make_job, make_nets, reference
 from traced import wanted_trace
@@ -28,8 +29,6 @@ pytestmark = pytest.mark.skipif(not HERE, reason="needs an NVIDIA GPU, and ONNX 
 
 NETS = make_nets()
 BATCHES = (1, 2, 4, 17, 65)
-PARAMS = {"steps": 6, "lr_x": 0.05, "lr_z": 0.05, "lambda_": 0.3, "repulsion_until": 0.8}
-TOLERANCE = 1e-2  # of values in halves, after 5 steps of Adam
 
 
 @pytest.fixture(name="bundle", scope="module")
@@ -45,10 +44,6 @@ def bundle_fixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine_fixture(bundle: Path):
     with Engine(bundle, device="cuda:0") as engine:
         yield engine
-
-
-def difference(found: np.ndarray, wanted: np.ndarray) -> float:
-    return float(np.abs(found - wanted).max() / np.abs(wanted).max())
 
 
 @pytest.mark.parametrize("repulsion", ["features", "latent"])

@@ -104,17 +104,20 @@ def host_line(common: Line, before: Mapping[str, float], after: Mapping[str, flo
     """Section E: the share of the engine's time outside kernels; launches and host waits of one step.
 
     On a CPU it is the time outside the graphs. On a GPU it is the larger of two: what the engine's CUDA events leave
-    of the time in ticks, and the gaps between kernels that the profiler saw in one tick.
+    of the time in ticks, and the gaps between kernels that the profiler saw in one tick, where it works.
     """
     spent = {key: after[key] - before[key] for key in after}
     line: Line = {"section": "E", **common, "method": "engine", "unit": "share"}
-    if seen:
+    on_gpu = spent.get("launches", 0) > 0
+    if on_gpu:
         kernels = sum(spent[name] for name in (*GRAPHS, "repulsion", "elementwise"))
-        line |= {"outside_events": round(1 - kernels / spent["wall"], 5), "gaps": round(seen["idle"], 5)}
-        share = max(line["outside_events"], line["gaps"])
+        line["outside_events"] = share = round(1 - kernels / spent["wall"], 5)
+        if seen:
+            line["gaps"] = round(seen["idle"], 5)
+            share = max(share, line["gaps"])
     else:
         share = outside(dict(before), dict(after))
-    line |= {"what": "time outside kernels" if seen else "time outside graphs", "median": round(share, 5)}
+    line |= {"what": "time outside kernels" if on_gpu else "time outside graphs", "median": round(share, 5)}
     for key in ("launches", "synchronisations"):
         line[f"{key}_per_step"] = round(spent.get(key, 0) / max(1, spent["ticks"]), 2)
         if key in seen:
