@@ -188,6 +188,7 @@ def _read_tiff(path: Path, notes: list[str]) -> np.ndarray:
             if photometric not in _DIRECT:
                 raise InputError(f"colours are stored as {photometric.name}")  # Pillow may know how to convert them
             array = page.asarray()
+            check_pixels(array.size)  # of a damaged file it may be empty whatever the page promised
     except _IncompleteError:
         raise
     except Exception as error:  # a compression or colour that tifffile cannot do alone: Pillow has its own decoders

@@ -58,6 +58,16 @@ def test_tiff_in_planes_white_as_zero_float_and_lzw(tmp_path):
     np.testing.assert_allclose(read_image(tmp_path / "palette.tif").values, expected(GRAY8).repeat(3, 0), atol=1e-6)
 
 
+def test_a_tiff_that_tifffile_reads_as_nothing(tmp_path, monkeypatch):
+    """As its newest version reads some damaged files; Pillow may know better, and if not the file is refused."""
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", lambda page: np.zeros((0, 0), np.uint8))
+    tifffile.imwrite(tmp_path / "a.tif", GRAY8, photometric="minisblack")
+    np.testing.assert_allclose(read_image(tmp_path / "a.tif").values, expected(GRAY8), atol=1e-6)
+    tifffile.imwrite(tmp_path / "b.tif", expected(GRAY8)[0].astype(np.float64), photometric="minisblack")
+    with pytest.raises(InputError, match=r"b\.tif: cannot be read as TIFF \(has 0 values"):
+        read_image(tmp_path / "b.tif")
+
+
 def test_first_page_of_a_tiff(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", np.stack([GRAY8, 255 - GRAY8]), photometric="minisblack")
     assert_reads(tmp_path / "a.tif", GRAY8)
