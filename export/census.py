@@ -39,6 +39,40 @@ def _operations(node: fx.Node) -> int:
     return 0
 
 
+def moved_bytes(graph_module: fx.GraphModule) -> int:
+    """Bytes that the kernels of a graph for CUDA read and write in all, weights among them: each node its inputs and
+    its results once, and what takes a second pass besides.
+
+    A lower bound of what passes through memory but for what a cache saves; a library may move more.
+    """
+    called = (node for node in graph_module.graph.nodes if node.op == "call_function" and node.target not in _VIEWS)
+    return sum(_moved(node) for node in called)
+
+
+def _moved(node: fx.Node) -> int:
+    ops, result = torch.ops.rlsd, _bytes(node.meta.get("val"))
+    if result == 0 and isinstance(node.target, torch._ops.OpOverload):  # of several results, each has its own
+        result = sum(_bytes(user.meta.get("val")) for user in node.users)
+    sources = {source: _bytes(_value(source)) for source in node.all_input_nodes}
+    twice = 0
+    if node.target == ops.group_norm.default:
+        twice = sources[node.args[0]]  # type: ignore[index]
+    elif node.target == ops.add_group_norm_nhwc.default:
+        twice = sources[node.args[0]]  # type: ignore[index] # the sum is read again
+    elif node.target in (ops.group_norm_pull.default, ops.group_norm_pull_nhwc.default):
+        twice = sum(sources[x] for x in dict.fromkeys(node.args[:2]))  # type: ignore[index]
+    elif node.target in (ops.conv_nhwc.default, ops.linear.default) and node.args[2] is not None:
+        twice = 2 * result  # the bias, in a pass of its own
+    elif node.target in (aten.index_select.default, aten.embedding.default):
+        return 2 * result  # rows of a table
+    return sum(sources.values()) + result + twice
+
+
+def _value(node: fx.Node) -> object:
+    known = constant(node.graph.owning_module, node)
+    return node.meta.get("val") if known is None else known
+
+
 def peak_bytes(graph_module: fx.GraphModule) -> int:
     """The most that a run holds at once of what is neither input, output nor weight, each until its last use.
 

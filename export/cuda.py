@@ -63,7 +63,8 @@ def package_cuda(
     for arch in architectures:
         if arch not in ARCHITECTURES:
             raise ValueError(f"arch {arch} is not known: {', '.join(map(str, ARCHITECTURES))}")
-    chosen = all_but(CUDA_SAVINGS, [*without, *(["sums"] if "channels_last" in without else [])])  # it builds on that
+    builds_on_it = ["sums", "biases"] if "channels_last" in without else []
+    chosen = all_but(CUDA_SAVINGS, [*without, *builds_on_it])
     with (
         torch.random.fork_rng(devices=[]),
         BundleWriter(Path(path), name, f"rlsd {VERSION}", "cuda", "fp16", overwrite) as bundle,
@@ -237,6 +238,7 @@ class CudaPacker:
         for kind, count in census.node_kinds(model).items():
             self.bundle.fact("info", "nodes", traced.name, batch, kind, count)
         self.bundle.fact("info", "operations", traced.name, batch, census.operations(traced.graph))
+        self.bundle.fact("info", "moved", traced.name, batch, census.moved_bytes(traced.graph))
         self.bundle.fact("info", "peak", traced.name, batch, census.peak_bytes(traced.graph))
 
     def _check(self, traced: Traced, known: Mapping[str, Tensor], want: Mapping[str, Tensor]) -> dict[str, Tensor]:

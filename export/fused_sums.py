@@ -20,28 +20,34 @@ def fuse_sums(graph_module: fx.GraphModule) -> None:
     for node in calls(graph_module, torch.ops.rlsd.group_norm.default):
         _into_norm(graph_module, node)
     for node in calls(graph_module, torch.ops.rlsd.linear.default):
-        _bias_with_residual(graph_module, node)
+        bias_with_residual(graph_module, node)
     graph_module.graph.eliminate_dead_code()
 
 
 def _into_norm(graph_module: fx.GraphModule, node: fx.Node) -> None:
-    """group_norm(x + residual), channels last -> rlsd::add_group_norm_nhwc, whose last result is the sum."""
+    """group_norm(x + residual), channels last -> rlsd::add_group_norm_nhwc, whose last result is the sum.
+
+    What is the same for all pixels becomes the normalisation's x_bias, and the sum is never written.
+    """
     total, weight, bias, groups, epsilon, silu, last = arguments(node, None, None, None, None, None, None, False)
     terms = _terms(total)
     if not last or terms is None or total.meta["val"].dim() != 4:
         return
     shape = tuple(total.meta["val"].shape)
     whole = [term for term in terms if tuple(term.meta["val"].shape) == shape]
-    row = (shape[0], 1, 1, shape[3])
-    rest = [term for term in terms if term not in whole and tuple(term.meta["val"].shape) == row]
-    if len(whole) + len(rest) != 2:
+    rows = [term for term in terms if tuple(term.meta["val"].shape) == (shape[0], 1, 1, shape[3])]
+    if len(whole) == 1 and rows and rows != whole and len(total.users) == 1:
+        node.args = (whole[0], *node.args[1:6], last, *rows)
+        graph_module.graph.erase_node(total)
+        return
+    if len(whole) != 2:
         return
     graph = graph_module.graph
     with graph.inserting_after(total):
         # The weights may be read further down; the sum is needed here.
         anchor = graph.call_function(operator.getitem, (total, 3))
     with graph.inserting_before(anchor):
-        given = (*whole, *rest, graph.get_attr(weight.target), graph.get_attr(bias.target), groups, epsilon, silu)
+        given = (*whole, graph.get_attr(weight.target), graph.get_attr(bias.target), groups, epsilon, silu)
         fused = graph.call_function(torch.ops.rlsd.add_group_norm_nhwc.default, given)
     anchor.args = (fused, 3)
     anchor.meta["val"] = total.meta["val"]
@@ -52,12 +58,12 @@ def _into_norm(graph_module: fx.GraphModule, node: fx.Node) -> None:
     graph.erase_node(total)
 
 
-def _bias_with_residual(graph_module: fx.GraphModule, node: fx.Node) -> None:
-    """linear(x, weight, bias) + residual -> rlsd::bias_residual_nhwc(linear(x, weight), bias, residual)."""
-    x, weight, bias = arguments(node, None, None, None)
+def bias_with_residual(graph_module: fx.GraphModule, node: fx.Node) -> None:
+    """product(x, weight, bias) + residual -> rlsd::bias_residual_nhwc(product(x, weight), bias, residual)."""
+    x, weight, bias, *rest = node.args
     users = list(node.users)
     terms = _terms(users[0]) if len(users) == 1 else None
-    shift = None if bias is None else constant(graph_module, bias)
+    shift = None if bias is None else constant(graph_module, bias)  # type: ignore[arg-type]
     if terms is None or shift is None or len(shift) % ops.LANES != 0:
         return
     (residual,) = [term for term in terms if term is not node] or [node]
@@ -66,7 +72,7 @@ def _bias_with_residual(graph_module: fx.GraphModule, node: fx.Node) -> None:
     total = users[0]
     precise = add_buffer(graph_module, total, "precise_bias", shift.to(ops.precise(shift.dtype)))
     with graph_module.graph.inserting_before(total):
-        product = graph_module.graph.call_function(node.target, (x, weight, None))  # type: ignore[arg-type]
+        product = graph_module.graph.call_function(node.target, (x, weight, None, *rest))  # type: ignore[arg-type]
         product.meta["val"] = node.meta["val"]
         fused = graph_module.graph.call_function(
             torch.ops.rlsd.bias_residual_nhwc.default, (product, precise, residual)

@@ -9,7 +9,7 @@ graph in an engine whose device is a stand-in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -93,10 +93,10 @@ def _parts(node: NodeProto) -> Nodes:
     if node.op_type != "AddGroupNormNhwc":
         yield node
         return
-    x, residual, *weights = node.input
+    x, residual, weight, bias, *x_bias = node.input
     *rest, total = node.output
-    yield helper.make_node("Add", [x, residual], [total])
-    yield helper.make_node("GroupNormNhwc", [total, *weights], rest, domain="rlsd", **_attributes(node))
+    yield from _sum([x, residual, *x_bias], total)
+    yield helper.make_node("GroupNormNhwc", [total, weight, bias], rest, domain="rlsd", **_attributes(node))
 
 
 def _rounded(node: NodeProto, kinds: dict[str, int]) -> Nodes:
@@ -157,10 +157,22 @@ def _channels_last(x: str, like: str, y: str) -> Nodes:
     yield helper.make_node("Reshape", [f"{y}/back", f"{y}/shape"], [y])
 
 
+def _sum(terms: Sequence[str], total: str) -> Nodes:
+    """All terms that are there, from left to right; rounded, where it has to be, by whoever knows `total`."""
+    first, *rest = [term for term in terms if term]
+    for i, term in enumerate(rest):
+        last = i == len(rest) - 1
+        yield helper.make_node("Add", [first, term], [total if last else f"{total}/{i}"])
+        first = f"{total}/{i}"
+    if not rest:
+        yield helper.make_node("Identity", [first], [total])
+
+
 def _group_norm(node: NodeProto) -> Nodes:
-    x, weight, bias = node.input
+    x, weight, bias, *x_bias = node.input
     y, *statistics = node.output
-    yield from _channels_first(x, weight, f"{y}/first")
+    yield from _sum([x, *x_bias], f"{y}/x")
+    yield from _channels_first(f"{y}/x", weight, f"{y}/first")
     yield helper.make_node(
         "GroupNorm", [f"{y}/first", weight, bias], [f"{y}/norm", *statistics], domain="rlsd", **_attributes(node)
     )
@@ -168,27 +180,28 @@ def _group_norm(node: NodeProto) -> Nodes:
 
 
 def _group_norm_pull(node: NodeProto) -> Nodes:
-    cotangent, x, mean, rstd, weight, bias, *added = node.input
+    cotangent, x, mean, rstd, weight, bias, *rest = node.input
+    added, x_bias = (*rest, "", "")[:2]
     y = node.output[0]
     yield from _channels_first(cotangent, weight, f"{y}/first")
-    yield from _channels_first(x, weight, f"{y}/x")
+    yield from _sum([x, x_bias], f"{y}/biased")
+    yield from _channels_first(f"{y}/biased", weight, f"{y}/x")
     given = [f"{y}/first", f"{y}/x", mean, rstd, weight, bias]
     yield helper.make_node("GroupNormPull", given, [f"{y}/pull"], domain="rlsd", **_attributes(node))
-    if not added:
-        yield from _channels_last(f"{y}/pull", x, y)
-        return
     yield from _channels_last(f"{y}/pull", x, f"{y}/alone")
-    yield helper.make_node("Add", [f"{y}/alone", *added], [y])
+    yield from _sum([f"{y}/alone", added], y)
 
 
 def _interleave(node: NodeProto) -> Nodes:
-    x, y = node.input[0], node.output[0]
+    x, *bias = node.input
+    y = node.output[0]
     yield _transpose(x, f"{y}/first", [0, 3, 1, 2])
     yield helper.make_node("DepthToSpace", [f"{y}/first"], [f"{y}/whole"], blocksize=2, mode="DCR")
     for name, values in (("start", (1, 1)), ("end", (-1, -1)), ("axes", (2, 3))):
         yield _integers(f"{y}/{name}", *values)
     yield helper.make_node("Slice", [f"{y}/whole", f"{y}/start", f"{y}/end", f"{y}/axes"], [f"{y}/cut"])
-    yield _transpose(f"{y}/cut", y, [0, 2, 3, 1])
+    yield _transpose(f"{y}/cut", f"{y}/image", [0, 2, 3, 1])
+    yield from _sum([f"{y}/image", *bias], y)
 
 
 def _interleave_pull(node: NodeProto) -> Nodes:
@@ -210,15 +223,12 @@ def _geglu(node: NodeProto) -> Nodes:
 
 def _bias_residual(node: NodeProto) -> Nodes:
     y = node.output[0]
-    total, *rest = node.input
-    for i, term in enumerate(rest):
-        yield helper.make_node("Add", [total, term], [f"{y}/sum_{i}"])
-        total = f"{y}/sum_{i}"
     if not _attributes(node)["silu"]:
-        yield helper.make_node("Identity", [total], [y])
+        yield from _sum(node.input, y)
         return
-    yield helper.make_node("Sigmoid", [total], [f"{y}/gate"])
-    yield helper.make_node("Mul", [total, f"{y}/gate"], [y])
+    yield from _sum(node.input, f"{y}/sum")
+    yield helper.make_node("Sigmoid", [f"{y}/sum"], [f"{y}/gate"])
+    yield helper.make_node("Mul", [f"{y}/sum", f"{y}/gate"], [y])
 
 
 _RULES: dict[str, Callable[[NodeProto], Nodes]] = {

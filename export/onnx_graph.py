@@ -94,44 +94,57 @@ def _operator(
 
 
 _INT, _FLOAT, _INTS = (getattr(onnx.defs.OpSchema.AttrType, kind) for kind in ("INT", "FLOAT", "INTS"))
-_NORM, _NORM_OUT, _NORM_KINDS = "x weight bias", "y mean rstd", {"groups": _INT, "epsilon": _FLOAT, "silu": _INT}
-_PULL, _PULL_KINDS = "cotangent x mean rstd weight bias [added]", {"groups": _INT, "silu": _INT}
+_NORM, _NORM_OUT = "x weight bias [x_bias]", "y mean rstd"
+_NORM_KINDS = {"groups": _INT, "epsilon": _FLOAT, "silu": _INT}
+_PULL, _PULL_KINDS = "cotangent x mean rstd weight bias [added] [x_bias]", {"groups": _INT, "silu": _INT}
 _GROUP_NORM = [_operator(name, _NORM, _NORM_OUT, **_NORM_KINDS) for name in ("GroupNorm", "GroupNormNhwc")]
 _GROUP_NORM_PULL = [
     _operator(name, _PULL, "x_cotangent", **_PULL_KINDS) for name in ("GroupNormPull", "GroupNormPullNhwc")
 ]
-_ADD_GROUP_NORM = _operator("AddGroupNormNhwc", "x residual weight bias", f"{_NORM_OUT} total", **_NORM_KINDS)
+_ADD_GROUP_NORM = _operator("AddGroupNormNhwc", "x residual weight bias [x_bias]", f"{_NORM_OUT} total", **_NORM_KINDS)
 _BIAS_RESIDUAL = _operator("BiasResidual", "x bias [residual]", "y", silu=_INT)
-_INTERLEAVE = [_operator(name, "phases", "image") for name in ("Interleave", "InterleaveNhwc")]
+_INTERLEAVE = [_operator(name, "phases [bias]", "image") for name in ("Interleave", "InterleaveNhwc")]
 _INTERLEAVE_PULL = [_operator(name, "image", "phases") for name in ("InterleavePull", "InterleavePullNhwc")]
 _CONV = _operator("NhwcConv", "x weight [bias]", "y", CONTRIB, kernel_shape=_INTS, strides=_INTS, pads=_INTS)
 _ATTENTION = _operator("MultiHeadAttention", "query key value", "y", CONTRIB, num_heads=_INT)
 _GEGLU = _operator("BiasSplitGelu", "x bias", "y", CONTRIB)
 
 
-def _group_norm(x, weight, bias, groups: int, epsilon: float, silu: bool, last: bool = False):  # type: ignore[no-untyped-def]
-    return _GROUP_NORM[last](x, weight, bias, groups=groups, epsilon=epsilon, silu=int(silu))
+def _given(*inputs):  # type: ignore[no-untyped-def]
+    """Without the optional inputs that are left out at the end; one between others stays, as None."""
+    return inputs if inputs[-1] is not None else _given(*inputs[:-1])
 
 
-def _group_norm_pull(cotangent, x, mean, rstd, weight, bias, groups: int, silu: bool, last: bool = False, added=None):  # type: ignore[no-untyped-def]
-    given = (cotangent, x, mean, rstd, weight, bias) + (() if added is None else (added,))
+def _group_norm(  # type: ignore[no-untyped-def]
+    x, weight, bias, groups: int, epsilon: float, silu: bool, last: bool = False, x_bias=None
+):
+    return _GROUP_NORM[last](*_given(x, weight, bias, x_bias), groups=groups, epsilon=epsilon, silu=int(silu))
+
+
+def _group_norm_pull(  # type: ignore[no-untyped-def]
+    cotangent, x, mean, rstd, weight, bias, groups: int, silu: bool, last: bool = False, added=None, x_bias=None
+):
+    given = _given(cotangent, x, mean, rstd, weight, bias, added, x_bias)
     return _GROUP_NORM_PULL[last](*given, groups=groups, silu=int(silu))
 
 
-def _group_norm_pull_nhwc(cotangent, x, mean, rstd, weight, bias, groups: int, silu: bool, added=None):  # type: ignore[no-untyped-def]
-    return _group_norm_pull(cotangent, x, mean, rstd, weight, bias, groups, silu, True, added)
+def _group_norm_pull_nhwc(  # type: ignore[no-untyped-def]
+    cotangent, x, mean, rstd, weight, bias, groups: int, silu: bool, added=None, x_bias=None
+):
+    return _group_norm_pull(cotangent, x, mean, rstd, weight, bias, groups, silu, True, added, x_bias)
 
 
-def _add_group_norm(x, residual, weight, bias, groups: int, epsilon: float, silu: bool):  # type: ignore[no-untyped-def]
-    return _ADD_GROUP_NORM(x, residual, weight, bias, groups=groups, epsilon=epsilon, silu=int(silu))
+def _add_group_norm(x, residual, weight, bias, groups: int, epsilon: float, silu: bool, x_bias=None):  # type: ignore[no-untyped-def]
+    given = _given(x, residual, weight, bias, x_bias)
+    return _ADD_GROUP_NORM(*given, groups=groups, epsilon=epsilon, silu=int(silu))
 
 
 def _bias_residual(x, bias, residual=None, silu: bool = False):  # type: ignore[no-untyped-def]
-    return _BIAS_RESIDUAL(*((x, bias) if residual is None else (x, bias, residual)), silu=int(silu))
+    return _BIAS_RESIDUAL(*_given(x, bias, residual), silu=int(silu))
 
 
 def _conv_nhwc(x, weight, bias, stride: Sequence[int], padding: Sequence[int]):  # type: ignore[no-untyped-def]
-    given = (x, weight) if bias is None else (x, weight, bias)
+    given = _given(x, weight, bias)
     return _CONV(*given, kernel_shape=list(weight.shape[1:3]), strides=list(stride), pads=[*padding, *padding])
 
 
@@ -160,7 +173,7 @@ _TRANSLATIONS = {
     torch.ops.rlsd.add_group_norm_nhwc.default: _add_group_norm,
     torch.ops.rlsd.group_norm_pull_nhwc.default: _group_norm_pull_nhwc,
     torch.ops.rlsd.bias_residual_nhwc.default: _bias_residual,
-    torch.ops.rlsd.interleave.default: lambda phases, last=False: _INTERLEAVE[last](phases),
+    torch.ops.rlsd.interleave.default: lambda phases, last=False, bias=None: _INTERLEAVE[last](*_given(phases, bias)),
     torch.ops.rlsd.interleave_pull.default: lambda image, last=False: _INTERLEAVE_PULL[last](image),
     torch.ops.rlsd.conv_nhwc.default: _conv_nhwc,
     torch.ops.rlsd.linear.default: _linear,

@@ -18,13 +18,15 @@ LANES = 16  # rlsd.kernels.norm: the channels of its compiled kernels are multip
 
 @torch.library.custom_op("rlsd::group_norm", mutates_args=())
 def group_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float, silu: bool, channels_last: bool = False
-) -> tuple[Tensor, Tensor, Tensor]:
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float, silu: bool, channels_last: bool = False,
+    x_bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """act(weight * (x - mean) * rstd + bias) with act = SiLU if `silu`, else the identity.
 
-    x: [B, C, *]; weight, bias: [C]. Returns y like x, and mean, rstd: [B, groups], in float32 where x is in halves.
+    x: [B, C, *]; weight, bias: [C]; x_bias, where the channels are last: [1 or B, 1, 1, C], added to x first. Returns y
+    like x, and mean, rstd: [B, groups], in float32 where x is in halves.
     """
-    first = _computed(x, channels_last)
+    first = _computed(x, channels_last, x_bias)
     grouped = first.reshape(x.shape[0], groups, -1)
     mean = grouped.mean(-1)
     rstd = (grouped.var(-1, unbiased=False) + epsilon).rsqrt()
@@ -34,8 +36,9 @@ def group_norm(
 
 @group_norm.register_fake
 def _(
-    x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float, silu: bool, channels_last: bool = False
-) -> tuple[Tensor, ...]:
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float, silu: bool, channels_last: bool = False,
+    x_bias: Tensor | None = None,
+) -> tuple[Tensor, ...]:  # fmt: skip
     statistics = x.new_empty(x.shape[0], groups, dtype=precise(x.dtype))
     return x.new_empty(x.shape), statistics, torch.empty_like(statistics)
 
@@ -52,9 +55,11 @@ def group_norm_pull(
     silu: bool,
     channels_last: bool = False,
     added: Tensor | None = None,
+    x_bias: Tensor | None = None,
 ) -> Tensor:
     """The cotangent of x, given that of y, plus `added`, what reaches x on another way: [B, C, *]."""
-    normalised, pulled = _normalised(_computed(x, channels_last), mean, rstd), _computed(cotangent, channels_last)
+    normalised = _normalised(_computed(x, channels_last, x_bias), mean, rstd)
+    pulled = _computed(cotangent, channels_last)
     if silu:
         y = _affine(normalised, weight, bias)
         gate = torch.sigmoid(y)
@@ -78,6 +83,7 @@ def _(
     silu: bool,
     channels_last: bool = False,
     added: Tensor | None = None,
+    x_bias: Tensor | None = None,
 ) -> Tensor:
     return x.new_empty(x.shape)
 
@@ -87,9 +93,10 @@ def precise(kind: torch.dtype) -> torch.dtype:
     return torch.float32 if kind in (torch.float16, torch.bfloat16) else kind
 
 
-def _computed(x: Tensor, channels_last: bool) -> Tensor:
-    """x as [B, C, *], in at least float32."""
-    return (x.movedim(-1, 1) if channels_last else x).to(precise(x.dtype))
+def _computed(x: Tensor, channels_last: bool, x_bias: Tensor | None = None) -> Tensor:
+    """x, plus x_bias, as [B, C, *], in at least float32."""
+    value = x.to(precise(x.dtype)) if x_bias is None else x.to(precise(x.dtype)) + x_bias
+    return value.movedim(-1, 1) if channels_last else value
 
 
 def _stored(y: Tensor, like: Tensor, channels_last: bool) -> Tensor:
@@ -110,37 +117,40 @@ def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    x, weight, bias, groups, _, silu, channels_last = inputs
-    ctx.save_for_backward(x, output[1], output[2], weight, bias)
+    x, weight, bias, groups, _, silu, channels_last, x_bias = inputs
+    ctx.save_for_backward(x, output[1], output[2], weight, bias, x_bias)
     ctx.options = groups, silu, channels_last
 
 
 def _backward(ctx, cotangent, _mean, _rstd):  # type: ignore[no-untyped-def]
     if any(ctx.needs_input_grad[1:3]):
         raise NotImplementedError("rlsd::group_norm is for frozen networks: it has no gradient in weight and bias")
-    return group_norm_pull(cotangent, *ctx.saved_tensors, *ctx.options), *[None] * 6
+    *known, x_bias = ctx.saved_tensors
+    pulled = group_norm_pull(cotangent, *known, *ctx.options, None, x_bias)
+    return pulled, *[None] * 6, pulled.sum_to_size(x_bias.shape) if any(ctx.needs_input_grad[7:]) else None
 
 
 group_norm.register_autograd(_backward, setup_context=_keep)
 
 
 @torch.library.custom_op("rlsd::interleave", mutates_args=())
-def interleave(phases: Tensor, channels_last: bool = False) -> Tensor:
+def interleave(phases: Tensor, channels_last: bool = False, bias: Tensor | None = None) -> Tensor:
     """Four phases to one image, whose border of one pixel is cut off: [B, 4 C, H + 1, W + 1] -> [B, C, 2 H, 2 W].
 
     Channel 4 c + 2 a + b is phase (a, b) of channel c, as in a pixel shuffle. With channels_last:
-    [B, H + 1, W + 1, 4 C] -> [B, 2 H, 2 W, C], and phase (a, b) of channel c is channel (2 a + b) C + c, so that
-    neighbours in memory stay neighbours.
+    [B, H + 1, W + 1, 4 C] -> [B, 2 H, 2 W, C], plus bias [C], and phase (a, b) of channel c is channel (2 a + b) C + c,
+    so that neighbours in memory stay neighbours.
     """
     if not channels_last:
         return torch.nn.functional.pixel_shuffle(phases, 2)[..., 1:-1, 1:-1].contiguous()
     batch, height, width, channels = phases.shape
     apart = phases.reshape(batch, height, width, 2, 2, channels // 4).permute(0, 1, 3, 2, 4, 5)
-    return apart.reshape(batch, 2 * height, 2 * width, channels // 4)[:, 1:-1, 1:-1].contiguous()
+    image = apart.reshape(batch, 2 * height, 2 * width, channels // 4)[:, 1:-1, 1:-1]
+    return image.contiguous() if bias is None else (image.to(precise(image.dtype)) + bias).to(image.dtype)
 
 
 @interleave.register_fake
-def _(phases: Tensor, channels_last: bool = False) -> Tensor:
+def _(phases: Tensor, channels_last: bool = False, bias: Tensor | None = None) -> Tensor:
     if channels_last:
         batch, height, width, channels = phases.shape
         return phases.new_empty(batch, 2 * height - 2, 2 * width - 2, channels // 4)
@@ -173,7 +183,7 @@ def _interleave_keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-de
 
 
 interleave.register_autograd(
-    lambda ctx, cotangent: (interleave_pull(cotangent, ctx.channels_last), None), setup_context=_interleave_keep
+    lambda ctx, cotangent: (interleave_pull(cotangent, ctx.channels_last), None, None), setup_context=_interleave_keep
 )
 
 

@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rlsd.export import ops
 from rlsd.export.channels_last import channels_last
+from rlsd.export.fused_biases import fuse_biases
 from rlsd.export.fused_sums import fuse_sums
 from rlsd.export.fusions import drop_no_ops, fuse_attention, fuse_geglu, plain_linear
 from rlsd.export.graph import add_buffer, arguments, calls, constant, replace
@@ -139,6 +140,7 @@ CUDA_REWRITES: dict[str, Callable[[fx.GraphModule], None]] = {
     "linear": plain_linear,
     "channels_last": channels_last,
     "sums": fuse_sums,
+    "biases": fuse_biases,
 }
 
 

@@ -21,14 +21,23 @@ def show_census(bundle: Path, console: Console) -> None:
         match line.split():
             case ["info", "nodes", graph, batch, kind, count]:
                 nodes[graph, batch].append(f"{count} {kind.rpartition('.')[2]}")
-            case ["info", ("operations" | "kept") as what, graph, batch, number]:
+            case ["info", ("operations" | "kept" | "moved") as what, graph, batch, number]:
                 numbers[what, graph, batch] = int(number)
             case ["check", graph, "halves", error, cosine]:
                 checks[graph] = f"{error}, cosine {cosine}"
-    table = Table("graph", "batch", "GFLOP a sample", "kept MB a sample", "error in halves", "nodes", box=SIMPLE)
+    table = Table(
+        "graph",
+        "batch",
+        "GFLOP a sample",
+        "moved MB a sample",
+        "kept MB a sample",
+        "error in halves",
+        "nodes",
+        box=SIMPLE,
+    )
     for (graph, batch), kinds in nodes.items():
         work = numbers[("operations", graph, batch)] / int(batch) / 1e9
-        kept = numbers.get(("kept", graph, batch))
-        memory = "" if kept is None else f"{kept / int(batch) / 1e6:.1f}"
-        table.add_row(graph, batch, f"{work:.1f}", memory, checks.get(graph, ""), ", ".join(kinds))
+        found = [numbers.get((what, graph, batch)) for what in ("moved", "kept")]  # no graph needs to have them
+        bytes_of = ["" if number is None else f"{number / int(batch) / 1e6:.1f}" for number in found]
+        table.add_row(graph, batch, f"{work:.1f}", *bytes_of, checks.get(graph, ""), ", ".join(kinds))
     console.print(table)

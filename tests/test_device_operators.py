@@ -72,41 +72,52 @@ class Graph:
         self.constants: dict[str, Array] = {}
         self.wanted: dict[str, Array] = {}
 
-    def add(self, op: str, given: list[Array], outputs: list[str], wanted: Any, **attributes: Any) -> None:
-        """outputs: names, "" for one that the node leaves out; wanted: as many tensors."""
-        names = [f"{op}.{len(self.nodes)}.{i}" for i in range(len(given))]
-        self.constants |= dict(zip(names, given))
+    def add(self, op: str, given: list[Array | None], outputs: list[str], wanted: Any, **attributes: Any) -> None:
+        """given: None for an input that is left out between others. outputs: names, "" for one that the node leaves
+        out; wanted: as many tensors."""
+        names = ["" if each is None else f"{op}.{len(self.nodes)}.{i}" for i, each in enumerate(given)]
+        self.constants |= {name: each for name, each in zip(names, given) if each is not None}
         self.nodes.append(helper.make_node(op, names, outputs, domain="rlsd", **attributes))
         self.wanted |= {name: each.numpy() for name, each in zip(outputs, wanted) if name}
 
-    def norm(self, name: str, shape: tuple[int, ...], groups: int, silu: int, outputs: list[str]) -> None:
+    def x_bias(self, rows: int, channels: int) -> list[Array]:
+        """None, one for all samples or one for each: what stands at the end of a node's inputs."""
+        return [2 * normal(rows, 1, 1, channels, kind=self.kind)] if rows else []
+
+    def norm(
+        self, name: str, shape: tuple[int, ...], groups: int, silu: int, outputs: list[str], rows: int = 0
+    ) -> None:
         x, weight, bias = normal(*shape, kind=self.kind), 1 + normal(shape[-1]), normal(shape[-1])
-        wanted = naive.group_norm(*map(torch.tensor, (x, weight, bias)), groups, EPSILON, bool(silu))
+        first = self.x_bias(rows, shape[-1])
+        known = (groups, EPSILON, bool(silu), *map(torch.tensor, first))
+        wanted = naive.group_norm(*map(torch.tensor, (x, weight, bias)), *known)
         named = [name + suffix for suffix in outputs if suffix is not None]
-        self.add("GroupNormNhwc", [x, weight, bias], named, wanted, groups=groups, silu=silu, epsilon=EPSILON)
+        given = [x, weight, bias, *first]
+        self.add("GroupNormNhwc", given, named, wanted, groups=groups, silu=silu, epsilon=EPSILON)
 
-    def add_norm(self, name: str, residual: tuple[int, ...], outputs: list[str]) -> None:
+    def add_norm(self, outputs: list[str], rows: int = 0) -> None:
         shape, groups = (2, 3, 2, 32), 8
-        x, added = normal(*shape, kind=self.kind), normal(*residual, kind=self.kind)
+        x, added = (normal(*shape, kind=self.kind) for _ in range(2))
         weight, bias = 1 + normal(shape[-1]), normal(shape[-1])
-        wanted = naive.add_group_norm(*map(torch.tensor, (x, added, weight, bias)), groups, EPSILON, True)
-        self.add("AddGroupNormNhwc", [x, added, weight, bias], outputs, wanted, groups=groups, silu=1, epsilon=EPSILON)
+        first = self.x_bias(rows, shape[-1])
+        known = (groups, EPSILON, True, *map(torch.tensor, first))
+        wanted = naive.add_group_norm(*map(torch.tensor, (x, added, weight, bias)), *known)
+        given = [x, added, weight, bias, *first]
+        self.add("AddGroupNormNhwc", given, outputs, wanted, groups=groups, silu=1, epsilon=EPSILON)
 
-    def pull(self, name: str, added: bool) -> None:
+    def pull(self, name: str, added: bool, rows: int = 0) -> None:
         shape, groups = (2, 3, 2, 32), 4
         cotangent, x, more = (normal(*shape, kind=self.kind) for _ in range(3))
         weight, bias = 1 + normal(shape[-1]), normal(shape[-1])
-        _, mean, rstd = naive.group_norm(*map(torch.tensor, (x, weight, bias)), groups, EPSILON, True)
-        given = [cotangent, x, mean.numpy(), rstd.numpy(), weight, bias, *([more] if added else [])]
-        first, rest = map(torch.tensor, given[:6]), map(torch.tensor, given[6:])
-        self.add(
-            "GroupNormPullNhwc",
-            given,
-            [name],
-            [naive.group_norm_pull(*first, groups, True, *rest)],
-            groups=groups,
-            silu=1,
-        )
+        first = self.x_bias(rows, shape[-1])
+        x_bias = torch.tensor(first[0]) if first else None
+        known = (groups, EPSILON, True, x_bias)
+        _, mean, rstd = naive.group_norm(*map(torch.tensor, (x, weight, bias)), *known)
+        given = [cotangent, x, mean.numpy(), rstd.numpy(), weight, bias]
+        other = torch.tensor(more) if added else None
+        wanted = naive.group_norm_pull(*map(torch.tensor, given), groups, True, other, x_bias)
+        given += [more if added else None, *first] if added or first else []
+        self.add("GroupNormPullNhwc", given, [name], [wanted], groups=groups, silu=1)
 
     def bias(self, name: str, residual: bool) -> None:
         x, bias, more = normal(5, 48, kind=self.kind), normal(48), normal(5, 48, kind=self.kind)
@@ -120,14 +131,22 @@ def graph_of_all(kind: type) -> Graph:
     graph.norm("small", (2, 3, 2, 32), 8, 1, [".y", ".mean", ".rstd"])
     graph.norm("whole", (2, 5, 1, 96), 1, 0, [".y"])  # one group of 96: 128 lanes
     graph.norm("odd", (1, 2, 1, 144), 8, 1, [".y"])  # of 7 groups of 18 that fit into 128 lanes, 4 start at 16 bytes
-    graph.add_norm("sum", (2, 3, 2, 32), ["sum.y", "sum.mean", "sum.rstd", "sum.total"])
-    graph.add_norm("pixel", (2, 1, 1, 32), ["pixel.y", "", "", ""])
+    graph.norm("row", (2, 3, 2, 32), 8, 1, [".y", ".mean", ".rstd"], rows=2)
+    graph.norm("wide row", (2, 5, 1, 96), 1, 0, [".y"], rows=1)
+    graph.add_norm(["sum.y", "sum.mean", "sum.rstd", "sum.total"])
+    graph.add_norm(["sum with row.y", "", "", "sum with row.total"], rows=1)
+    graph.add_norm(["sum with rows.y", "", "", ""], rows=2)
     graph.pull("pull", added=False)
     graph.pull("pull and more", added=True)
+    graph.pull("pull with row", added=False, rows=1)
+    graph.pull("pull with rows and more", added=True, rows=2)
     graph.bias("bias", residual=False)
     graph.bias("bias and residual", residual=True)
     phases, image = normal(2, 3, 4, 64, kind=kind), normal(2, 4, 6, 16, kind=kind)
     graph.add("InterleaveNhwc", [phases], ["image of phases"], [naive.interleave(torch.tensor(phases))])
+    bias = normal(16)
+    wanted = naive.interleave(torch.tensor(phases), "blocks", torch.tensor(bias))
+    graph.add("InterleaveNhwc", [phases, bias], ["image with bias"], [wanted])
     graph.add("InterleavePullNhwc", [image], ["phases of image"], [naive.interleave_pull(torch.tensor(image))])
     return graph
 
@@ -158,11 +177,14 @@ REFUSED = [
     ("GroupNormNhwc", [(32769, 1, 16), (16,), (16,)], 16, "a batch of 32769 is too large"),
     ("GroupNormNhwc", [X, (16,), (32,)], 8, r"input 1 has shape \[16\], \[32\] is needed"),
     ("GroupNormNhwc", [X, (32,), (1, 32)], 8, r"input 2 has shape \[1, 32\], \[32\] is needed"),
-    ("AddGroupNormNhwc", [X, (2, 6, 32), *WEIGHTS], 8, r"residual has shape \[2, 6, 32\], x \[2, 3, 2, 32\]"),
-    ("AddGroupNormNhwc", [X, (32,), *WEIGHTS], 8, r"residual has shape \[32\]"),
-    ("AddGroupNormNhwc", [X, (1, 3, 2, 32), *WEIGHTS], 8, "residual has shape"),
-    ("AddGroupNormNhwc", [X, (2, 3, 2, 16), *WEIGHTS], 8, "residual has shape"),
-    ("AddGroupNormNhwc", [X, (2, 3, 1, 32), *WEIGHTS], 8, "residual has shape"),
+    ("GroupNormNhwc", [X, *WEIGHTS, (32,)], 8, r"x_bias has shape \[32\], x \[2, 3, 2, 32\]"),
+    ("GroupNormNhwc", [X, *WEIGHTS, ()], 8, r"x_bias has shape \[\]"),
+    ("GroupNormNhwc", [X, *WEIGHTS, (2, 1, 2, 16)], 8, "x_bias has shape"),
+    ("GroupNormNhwc", [(4, 3, 2, 32), *WEIGHTS, (2, 1, 1, 32)], 8, "x_bias has shape"),
+    ("AddGroupNormNhwc", [X, (2, 6, 32), *WEIGHTS], 8, r"input 1 has shape \[2, 6, 32\], \[2, 3, 2, 32\] is needed"),
+    ("AddGroupNormNhwc", [X, (2, 1, 1, 32), *WEIGHTS], 8, "input 1 has shape"),
+    ("AddGroupNormNhwc", [X, X, *WEIGHTS, X], 8, "x_bias has shape"),
+    ("GroupNormPullNhwc", [X, X, *STATISTICS, *WEIGHTS, X, (1, 1, 1, 16)], 8, "x_bias has shape"),
     ("GroupNormPullNhwc", [(2, 3, 1, 32), X, *STATISTICS, *WEIGHTS], 8, r"input 0 has shape \[2, 3, 1, 32\]"),
     ("GroupNormPullNhwc", [X, X, (2, 4), (2, 8), *WEIGHTS], 8, r"input 2 has shape \[2, 4\], \[2, 8\] is needed"),
     ("GroupNormPullNhwc", [X, X, *STATISTICS, *WEIGHTS, (2, 6, 32)], 8, r"input 6 has shape \[2, 6, 32\]"),
@@ -170,6 +192,7 @@ REFUSED = [
     ("BiasResidual", [(32,), (32,)], None, r"x has shape \[32\]"),
     ("BiasResidual", [X, (16,)], None, r"input 1 has shape \[16\], \[32\] is needed"),
     ("BiasResidual", [X, (32,), (2, 1, 1, 32)], None, r"input 2 has shape \[2, 1, 1, 32\], \[2, 3, 2, 32\] is needed"),
+    ("InterleaveNhwc", [(1, 3, 3, 64), (64,)], None, r"input 1 has shape \[64\], \[16\] is needed"),
     ("InterleaveNhwc", [(3, 3, 64)], None, r"phases has shape \[3, 3, 64\], \[B, H \+ 1, W \+ 1, 4 C\] is needed"),
     ("InterleaveNhwc", [(1, 3, 3, 32)], None, "with C a multiple of 16"),
     ("InterleaveNhwc", [(0, 3, 3, 64)], None, "phases has shape"),

@@ -11,7 +11,7 @@ import onnx
 import pytest
 import torch
 from diffusers.models.activations import GEGLU
-from torch import nn
+from torch import fx, nn
 
 from rlsd.engine import Engine, RlsdError
 from rlsd.export import CheckError, census, checkpoint, cuda, islands
@@ -32,6 +32,7 @@ EACH = [
     [],
     *([name] for name in ("no_ops", "attention", "geglu", "linear", "channels_last")),
     ["no_ops", "group_norm", "linear", "channels_last", "sums"],
+    ["no_ops", "group_norm", "upsampling", "channels_last", "biases"],
     ALL,
 ]
 NAMES = ["none", *(r[-1] for r in EACH[1:-1]), "all"]
@@ -108,7 +109,7 @@ def test_decoder_has_few_nodes_and_no_stray_ones(networks: Networks) -> None:
     found = kinds(parts.forward, [z], ["z"], ["image", *parts.kept])
     assert found["com.microsoft.NhwcConv"] == convolutions
     assert found["rlsd.GroupNormNhwc"] + found["rlsd.AddGroupNormNhwc"] == norms
-    assert found["Add"] == 4 + 4  # the biases of attention; residuals with no GroupNorm behind them
+    assert found["Add"] == 4 and found["rlsd.BiasResidual"] == 4  # attention's biases; residuals without a GroupNorm
     assert found["com.microsoft.MultiHeadAttention"] == 1
     assert found["Transpose"] == 2 and found["Reshape"] == 2 and "Cast" not in found  # the border; attention's tokens
     given = [torch.zeros(1, 3, 64, 64).half(), *(torch.zeros(v.shape, dtype=v.dtype) for v in parts.kept_values)]
@@ -118,6 +119,73 @@ def test_decoder_has_few_nodes_and_no_stray_ones(networks: Networks) -> None:
     assert pull["Add"] <= 6
     assert pull["Transpose"] <= 6 and pull["Reshape"] == 2
     assert pull["Cast"] == 2 and pull["ReduceSum"] == 1  # the sum in the pull-back of softmax, in float32
+
+
+def moves_its_bias_alone(graph: fx.GraphModule) -> list[str]:
+    """Convolutions with a bias that what follows could have taken."""
+    ours, aten = torch.ops.rlsd, torch.ops.aten
+    takers = {ours.group_norm.default, ours.add_group_norm_nhwc.default, ours.interleave.default, aten.add.Tensor}
+    biased = [n for n in graph.graph.nodes if n.target == ours.conv_nhwc.default and n.args[2] is not None]
+    return [n.name for n in biased if len(n.users) == 1 and next(iter(n.users)).target in takers]
+
+
+def test_a_bias_costs_no_pass_over_memory(networks: Networks) -> None:
+    """Every bias goes to what reads the convolution, but where that is none of ours; of the timestep's rows as well."""
+    z = torch.randn(1, 4, 8, 8).half()
+    decoder, denoiser = networks.decoder.half(), networks.denoiser.half()
+    args = [z, torch.tensor([5]), torch.randn(1, 77, checkpoints.WIDTH).half()]
+    for module, given, wanted in ((decoder, [z], {"x_bias", "interleave", "sum"}), (denoiser, args, {"x_bias"})):
+        plain = to_aten(module, given, [name for name in ALL if name != "biases"])
+        graph = to_aten(module, given, ALL)
+        assert moves_its_bias_alone(plain) and not moves_its_bias_alone(graph)
+        nodes = list(graph.graph.nodes)
+        targets = [n.target for n in nodes]
+        found = {"x_bias": any(n.target == torch.ops.rlsd.group_norm.default and len(n.args) == 8 for n in nodes)}
+        found["interleave"] = any(n.target == torch.ops.rlsd.interleave.default and len(n.args) == 3 for n in nodes)
+        found["sum"] = torch.ops.rlsd.bias_residual_nhwc.default in targets
+        assert all(found[name] for name in wanted)
+        assert census.moved_bytes(graph) < census.moved_bytes(plain)
+    tabulate(graph, 1, 1000, {})
+    sums = [n for n in graph.graph.nodes if n.target == torch.ops.aten.add.Tensor]
+    assert not [n for n in sums if n.meta["val"].shape[1:3] == (1, 1)]  # bias and timestep: in the table
+
+
+def test_phases_of_different_biases_keep_them() -> None:
+    """Only an upsampling's four phases share theirs; an interleave may end other convolutions."""
+
+    class Phases(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(16, 64, 2, padding=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.ops.rlsd.interleave(self.conv(x))
+
+    module, x = Phases().double(), torch.randn(1, 16, 3, 3).double()
+    graph = to_aten(module, [x], ALL)
+    (node,) = [n for n in graph.graph.nodes if n.target == torch.ops.rlsd.interleave.default]
+    assert len(node.args) == 2
+    assert torch.allclose(graph(x), module(x), rtol=0, atol=1e-12)
+
+
+def test_bytes_that_pass_through_memory() -> None:
+    """By hand: x, weight and bias of a convolution, its result three times; then what a GroupNorm and a sum move."""
+
+    class Three(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(16, 32, 3, padding=1), nn.GroupNorm(4, 32)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            y = self.conv(x)
+            return self.norm(y), y * 2
+
+    x = torch.randn(2, 16, 4, 4).half()
+    moved = census.moved_bytes(to_aten(Three().half(), [x], ALL))
+    values, halves = 2 * 32 * 4 * 4, 2
+    convolution = halves * (2 * 16 * 4 * 4 + 9 * 16 * 32 + 32 + 3 * values)
+    norm = halves * 3 * values + 4 * 2 * 32  # weights in float32; nobody asks for the statistics
+    assert moved == convolution + norm + halves * 2 * values
 
 
 def test_denoiser_has_no_stray_nodes_and_its_context_is_computed_apart(networks: Networks) -> None:

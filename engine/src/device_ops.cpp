@@ -52,7 +52,12 @@ struct Call {
     Input in(std::size_t index) const { return input(api, context, index, what(index).c_str()); }
     Shape shape(std::size_t index) const { return in(index).shape; }
     DevicePointer at(std::size_t index) const { return address(in(index).data); }
-    bool has(std::size_t index) const { return index < given; }
+    // An optional input may be left out between others.
+    bool has(std::size_t index) const {
+        const OrtValue *value = nullptr;
+        if (index < given) api.check(api.kernel_input(context, index, &value), what(index).c_str());
+        return value != nullptr;
+    }
 
     // A tensor that must have this shape.
     DevicePointer at(std::size_t index, const Shape &wanted) const {
@@ -103,14 +108,21 @@ std::int64_t channels_of(const Shape &x, const std::string &name) {
     return x.size[x.rank - 1];
 }
 
-// Of what is added to x: as many as x has, or one for all.
-std::int64_t residual_pixels(const Shape &residual, const Shape &x, const std::string &name) {
-    const std::size_t last = x.rank - 1;
-    const std::int64_t pixels = residual.rank == x.rank ? product(residual, 1, last) : 0;
-    if (residual.size[0] != x.size[0] || residual.size[last] != x.size[last] || (pixels != 1 && pixels != product(x, 1, last)))
-        throw OperatorError(name + ": residual has shape " + residual.text() + ", x " + x.text());
-    return pixels;
-}
+// What a GroupNorm adds to every pixel of x first: `rows` of it, one a sample or one for all, or none.
+struct Bias {
+    DevicePointer at;
+    std::int32_t rows;
+
+    Bias(const Call &call, std::size_t index, const Shape &x) : at(call.at(0)), rows(0) {
+        if (!call.has(index)) return;
+        const Shape given = call.shape(index);
+        const std::int64_t channels = x.size[x.rank - 1], count = given.rank == 0 ? 0 : given.size[0];
+        if (product(given, 0, given.rank) != count * channels || given.size[given.rank - 1] != channels ||
+            (count != 1 && count != x.size[0]))
+            throw OperatorError(call.node.name + ": x_bias has shape " + given.text() + ", x " + x.text());
+        at = call.at(index), rows = small(count);
+    }
+};
 
 // How [samples, pixels, channels] is divided among programs: kernels/norm/tiles.py, divide.
 struct Division {
@@ -147,15 +159,15 @@ struct Division {
 };
 
 // y, mean, rstd of x, which `statistics` has read; what the node does not ask for goes to the scratch memory.
-void normalise(const Call &call, const Division &d, const Shape &x, DevicePointer total, std::size_t weight) {
+void normalise(const Call &call, const Division &d, const Shape &x, DevicePointer total, std::size_t weight, const Bias &x_bias) {
     const Shape per_channel{{d.channels}, 1}, per_group{{d.samples, d.groups}, 2};
     const DevicePointer partial = call.node.op->shared->scratch.at(), spare = partial + scratch_bytes / 2;
     const DevicePointer w = call.at(weight, per_channel), b = call.at(weight + 1, per_channel);
     const DevicePointer y = call.out(0, x), mean = call.out(1, per_group), rstd = call.out(2, per_group);
     call.kernel("group_norm_apply_" + std::to_string(d.block))
-        .launch(d.grid(), {total, partial, w, b, y, mean != 0 ? mean : spare, rstd != 0 ? rstd : spare, small(d.pixels),
-                           small(d.channels), small(d.groups), small(d.size), small(d.width), small(d.chunk),
-                           call.node.epsilon, small(call.node.silu)},
+        .launch(d.grid(), {total, partial, w, b, x_bias.at, y, mean != 0 ? mean : spare, rstd != 0 ? rstd : spare,
+                           small(d.pixels), small(d.channels), small(d.groups), small(d.size), small(d.width), small(d.chunk),
+                           x_bias.rows, call.node.epsilon, small(call.node.silu)},
                 call.stream());
 }
 
@@ -163,41 +175,45 @@ void group_norm(const DeviceNode &node, OrtKernelContext *context) {
     const Call call{node, context};
     const Shape x = call.shape(0);
     const Division d(call, x, "group_norm_statistics");
-    call.kernel(d.name).launch(d.grid(), {call.at(0), call.at(0), call.at(0), node.op->shared->scratch.at(), small(d.pixels),
-                                          small(d.channels), small(d.groups), small(d.size), small(d.width), small(d.chunk), 1},
+    const Bias x_bias(call, 3, x);
+    call.kernel(d.name).launch(d.grid(), {call.at(0), call.at(0), x_bias.at, call.at(0), node.op->shared->scratch.at(),
+                                          small(d.pixels), small(d.channels), small(d.groups), small(d.size), small(d.width),
+                                          small(d.chunk), x_bias.rows},
                                call.stream());
-    normalise(call, d, x, call.at(0), 1);
+    normalise(call, d, x, call.at(0), 1, x_bias);
 }
 
 void add_group_norm(const DeviceNode &node, OrtKernelContext *context) {
     const Call call{node, context};
-    const Shape x = call.shape(0), residual = call.shape(1);
+    const Shape x = call.shape(0);
     const Division d(call, x, "add_group_norm_statistics");
-    const std::int64_t others = residual_pixels(residual, x, node.name);
+    Bias x_bias(call, 4, x);
     const DevicePointer sum = call.out(3, x), total = sum != 0 ? sum : call.out(0, x);
-    call.kernel(d.name).launch(d.grid(), {call.at(0), call.at(1), total, node.op->shared->scratch.at(), small(d.pixels),
-                                          small(d.channels), small(d.groups), small(d.size), small(d.width), small(d.chunk),
-                                          small(others)},
+    call.kernel(d.name).launch(d.grid(), {call.at(0), call.at(1, x), x_bias.at, total, node.op->shared->scratch.at(),
+                                          small(d.pixels), small(d.channels), small(d.groups), small(d.size), small(d.width),
+                                          small(d.chunk), x_bias.rows},
                                call.stream());
-    normalise(call, d, x, total, 2);
+    x_bias.rows = 0;  // it is in the total
+    normalise(call, d, x, total, 2, x_bias);
 }
 
 void group_norm_pull(const DeviceNode &node, OrtKernelContext *context) {
     const Call call{node, context};
     const Shape x = call.shape(1);
     const Division d(call, x, "group_norm_pull_sums");
+    const Bias x_bias(call, 7, x);
     const Shape per_channel{{d.channels}, 1}, per_group{{d.samples, d.groups}, 2};
     const DevicePointer cotangent = call.at(0, x), value = call.at(1), mean = call.at(2, per_group),
                         rstd = call.at(3, per_group), weight = call.at(4, per_channel), bias = call.at(5, per_channel),
                         partial = node.op->shared->scratch.at(), added = call.has(6) ? call.at(6, x) : value;
     const std::int32_t pixels = small(d.pixels), channels = small(d.channels), groups = small(d.groups),
                        size = small(d.size), width = small(d.width), chunk = small(d.chunk), silu = small(node.silu);
-    call.kernel(d.name).launch(d.grid(), {cotangent, value, mean, rstd, weight, bias, partial, pixels, channels, groups, size,
-                                          width, chunk, silu},
+    call.kernel(d.name).launch(d.grid(), {cotangent, value, mean, rstd, weight, bias, x_bias.at, partial, pixels, channels,
+                                          groups, size, width, chunk, x_bias.rows, silu},
                                call.stream());
     call.kernel("group_norm_pull_apply_" + std::to_string(d.block))
-        .launch(d.grid(), {cotangent, value, mean, rstd, weight, bias, partial, added, call.out(0, x), pixels, channels,
-                           groups, size, width, chunk, silu, std::int32_t(call.has(6))},
+        .launch(d.grid(), {cotangent, value, mean, rstd, weight, bias, x_bias.at, partial, added, call.out(0, x), pixels,
+                           channels, groups, size, width, chunk, x_bias.rows, silu, std::int32_t(call.has(6))},
                 call.stream());
 }
 
@@ -224,7 +240,9 @@ void interleave(const DeviceNode &node, OrtKernelContext *context) {
     const Shape image{{batch, 2 * height, 2 * width, channels}, 4};
     call.kernel("interleave")
         .launch({ceil_div(4 * height * width, block_rows) * ceil_div(channels, block_lanes), batch},
-                {call.at(0), call.out(0, image), small(height), small(width), small(channels)}, call.stream());
+                {call.at(0), call.has(1) ? call.at(1, {{channels}, 1}) : node.op->shared->scratch.at(), call.out(0, image),
+                 small(height), small(width), small(channels), std::int32_t(call.has(1))},
+                call.stream());
 }
 
 void interleave_pull(const DeviceNode &node, OrtKernelContext *context) {
@@ -249,11 +267,11 @@ struct Description {
 };
 
 const Description descriptions[] = {
-    {"GroupNormNhwc", 3, 3, 3, group_norm, {1, 2}},
-    {"AddGroupNormNhwc", 4, 4, 4, add_group_norm, {2, 3}},
-    {"GroupNormPullNhwc", 6, 7, 1, group_norm_pull, {2, 3, 4, 5}},
+    {"GroupNormNhwc", 3, 4, 3, group_norm, {1, 2}},
+    {"AddGroupNormNhwc", 4, 5, 4, add_group_norm, {2, 3}},
+    {"GroupNormPullNhwc", 6, 8, 1, group_norm_pull, {2, 3, 4, 5}},
     {"BiasResidual", 2, 3, 1, bias_residual, {1}},
-    {"InterleaveNhwc", 1, 1, 1, interleave, {}},
+    {"InterleaveNhwc", 1, 2, 1, interleave, {1}},
     {"InterleavePullNhwc", 1, 1, 1, interleave_pull, {}},
 };
 

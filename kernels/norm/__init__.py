@@ -55,13 +55,16 @@ def _kernels(kind: str) -> list[Kernel]:
     to 80) take 128 and need no pull-back.
     """
     data = f"*{kind}"
-    statistics = {"x": data, "residual": data, "total": data, "partial": _FLOAT, **_SIZES, "residual_pixels": "i32"}
+    sizes = {**_SIZES, "x_biases": "i32"}
+    statistics = {"x": data, "residual": data, "x_bias": data, "total": data, "partial": _FLOAT, **sizes}
     apply = {
-        "x": data, "partial": _FLOAT, **_AFFINE, "y": data, "mean_out": _FLOAT, "rstd_out": _FLOAT, **_SIZES,
-        "epsilon": "fp32", **_SILU,
+        "x": data, "partial": _FLOAT, **_AFFINE, "x_bias": data, "y": data, "mean_out": _FLOAT, "rstd_out": _FLOAT,
+        **sizes, "epsilon": "fp32", **_SILU,
     }  # fmt: skip
-    pulled = {"cotangent": data, "x": data, "mean": _FLOAT, "rstd": _FLOAT, **_AFFINE, "partial": _FLOAT}
-    added = {**pulled, "added": data, "out": data, **_SIZES, **_SILU, "add": "i32"}
+    pulled = {
+        "cotangent": data, "x": data, "mean": _FLOAT, "rstd": _FLOAT, **_AFFINE, "x_bias": data, "partial": _FLOAT,
+    }  # fmt: skip
+    added = {**pulled, "added": data, "out": data, **sizes, **_SILU, "add": "i32"}
     epilogue = {
         "x": data, "bias": _FLOAT, "residual": data, "y": data, "pixels": "i32", "channels": "i32:16", "add": "i32",
         **_SILU,
@@ -73,10 +76,13 @@ def _kernels(kind: str) -> list[Kernel]:
             for name in ("", "add_") for n in (64, 128)
         ),
         *(_norm("group_norm_apply", kind, forward.apply, apply, n, **chunks) for n in (64, 128)),
-        _norm("group_norm_pull_sums", kind, pull.pull_sums, {**pulled, **_SIZES, **_SILU}, 64),
+        _norm("group_norm_pull_sums", kind, pull.pull_sums, {**pulled, **sizes, **_SILU}, 64),
         _norm("group_norm_pull_apply", kind, pull.pull_apply, added, 64, **chunks),
         _copy("bias_residual", kind, elementwise.bias_residual_kernel, epilogue),
-        _copy("interleave", kind, elementwise.interleave_kernel, {"phases": data, "image": data, **_PLANE}, **blocks),
+        _copy(
+            "interleave", kind, elementwise.interleave_kernel,
+            {"phases": data, "bias": _FLOAT, "image": data, **_PLANE, "add": "i32"}, **blocks,
+        ),
         _copy(
             "interleave_pull", kind, elementwise.interleave_pull_kernel, {"image": data, "phases": data, **_PLANE},
             **blocks,

@@ -39,12 +39,15 @@ def like(name: str, value: Tensor, x: Tensor) -> None:
         raise ValueError(f"{name} is {_said(value)}, but must be like x, {_said(x)}")
 
 
-def addend(residual: Tensor, x: Tensor) -> None:
-    """Like x, or [B, 1, 1, C] of its type."""
-    image("residual", residual)
-    shapes = (x.shape, (x.shape[0], 1, 1, x.shape[3]))
-    if residual.dtype != x.dtype or residual.device != x.device or residual.shape not in shapes:
-        raise ValueError(f"residual is {_said(residual)}, but must be like x, {_said(x)}, or [B, 1, 1, C] of that type")
+def x_bias(value: Tensor | None, x: Tensor) -> None:
+    """[1 or B, 1, 1, C] of x's type, or nothing."""
+    if value is None:
+        return
+    shaped = tuple(value.shape[1:]) == (1, 1, x.shape[3]) and value.shape[0] in (1, x.shape[0])
+    if not shaped or value.dtype != x.dtype or value.device != x.device or not value.is_contiguous():
+        raise ValueError(
+            f"x_bias is {_said(value)}, but must be contiguous [1 or B, 1, 1, C] with the type of x, {_said(x)}"
+        )
 
 
 def vector(name: str, value: Tensor, x: Tensor) -> None:

@@ -49,11 +49,12 @@ def _phase(channel, phase, channels, BLOCKS: tl.constexpr):  # type: ignore[no-u
     return phase * channels + channel if BLOCKS else 4 * channel + phase
 
 
-@triton.jit(do_not_specialize=["height", "width"])
+@triton.jit(do_not_specialize=["height", "width", "add"])
 def interleave_kernel(  # type: ignore[no-untyped-def]
-    phases, image, height, width, channels, ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr
+    phases, bias, image, height, width, channels, add, ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr
 ):
-    """image [samples, 2 height, 2 width, channels] from phases [samples, height + 1, width + 1, 4 channels]."""
+    """image [samples, 2 height, 2 width, channels] from phases [samples, height + 1, width + 1, 4 channels], plus bias
+    [channels], which is read if `add` is 1, not 0."""
     pixel, channel = _tile(channels, ROWS, BLOCK)
     sample = tl.program_id(1).to(tl.int64)
     row, column = pixel // (2 * width) + 1, pixel % (2 * width) + 1  # with the border that was cut off
@@ -61,9 +62,10 @@ def interleave_kernel(  # type: ignore[no-untyped-def]
     phase = row % 2 * 2 + column % 2
     mask = (pixel < 4 * height * width)[:, None] & (channel < channels)[None, :]
     at = source[:, None] * 4 * channels + _phase(channel[None, :], phase[:, None], channels, BLOCKS)
-    value = tl.load(phases + at, mask=mask, other=0.0)
+    value = tl.load(phases + at, mask=mask, other=0.0).to(tl.float32)
+    value += tl.load(bias + channel, mask=channel < channels * add, other=0.0).to(tl.float32)[None, :]
     target = (sample * 4 * height * width + pixel)[:, None] * channels + channel[None, :]
-    tl.store(image + target, value, mask=mask)
+    tl.store(image + target, value.to(image.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["height", "width"])
@@ -101,13 +103,14 @@ def bias_residual(x: Tensor, bias: Tensor, residual: Tensor | None = None, silu:
     return y
 
 
-def interleave(phases: Tensor, order: str = "blocks") -> Tensor:
+def interleave(phases: Tensor, order: str = "blocks", bias: Tensor | None = None) -> Tensor:
     """Launch; arguments and result as in naive.interleave."""
     samples, height, width, channels = phases.shape[0], phases.shape[1] - 1, phases.shape[2] - 1, phases.shape[3] // 4
     image = torch.empty(samples, 2 * height, 2 * width, channels, dtype=phases.dtype, device=phases.device)
     interleave_kernel[(*_grid(4 * height * width, channels), samples)](
-        phases, image, height, width, channels, ROWS=ROWS, BLOCK=BLOCK, BLOCKS=order == "blocks", num_warps=WARPS
-    )
+        phases, phases if bias is None else bias, image, height, width, channels, int(bias is not None),
+        ROWS=ROWS, BLOCK=BLOCK, BLOCKS=order == "blocks", num_warps=WARPS,
+    )  # fmt: skip
     return image
 
 

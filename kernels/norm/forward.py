@@ -12,24 +12,26 @@ import triton.language as tl
 from torch import Tensor
 
 from rlsd.kernels.norm import tiles
-from rlsd.kernels.norm.tiles import SIZES, block_of, collect, sigmoid, spread
+from rlsd.kernels.norm.tiles import SIZES, bias_of, block_of, collect, sigmoid, spread
 
 
-@triton.jit(do_not_specialize=[*SIZES, "residual_pixels"])
+@triton.jit(do_not_specialize=[*SIZES, "x_biases"])
 def statistics(  # type: ignore[no-untyped-def]
-    x, residual, total, partial, pixels, channels, groups, size, width, chunk, residual_pixels,
+    x, residual, x_bias, total, partial, pixels, channels, groups, size, width, chunk, x_biases,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, GROUPS: tl.constexpr, ALIGN: tl.constexpr, RESIDUAL: tl.constexpr,
 ):  # fmt: skip
-    """Each group's mean and centred second moment in each chunk: partial [samples, chunks, 2, groups].
+    """Each group's mean and centred second moment of x + x_bias in each chunk: partial [samples, chunks, 2, groups].
 
-    With RESIDUAL, of total = x + residual, which is written too; residual has `residual_pixels` pixels, all or 1.
-    Every lane of the tile keeps the statistics of what passes it (Welford); they are merged at the end.
+    With RESIDUAL, of total = x + residual + x_bias, which is written too. x_bias: see tiles.bias_of.
+    Every lane of the tile keeps the statistics of what passes it (Welford); they are merged at the end. A lane sees one
+    channel, so that a bias which is not written moves its mean alone, at the end.
     """
     channel, inside, group, group_inside, member = block_of(width, channels, size, BLOCK, GROUPS, ALIGN)
     sample = tl.program_id(2).to(tl.int64)
     first = tl.program_id(1) * chunk
     last = tl.minimum(first + chunk, pixels)
     row = tl.arange(0, ROWS)
+    shift = bias_of(x_bias, sample, channel, inside, channels, x_biases)
     mean = tl.zeros([ROWS, BLOCK], tl.float32)
     moment = tl.zeros([ROWS, BLOCK], tl.float32)
     for i in tl.range(0, tl.cdiv(last - first, ROWS), num_stages=4):
@@ -38,15 +40,16 @@ def statistics(  # type: ignore[no-untyped-def]
         offset = (sample * pixels + pixel)[:, None] * channels + channel[None, :]  # int64 [ROWS, BLOCK]
         value = tl.load(x + offset, mask=mask, other=0.0)
         if RESIDUAL:
-            other = sample * residual_pixels + tl.minimum(pixel, residual_pixels - 1)
-            other = tl.load(residual + other[:, None] * channels + channel[None, :], mask=mask, other=0.0)
+            other = tl.load(residual + offset, mask=mask, other=0.0)
             # Rounded first: what is normalised is what is written.
-            value = (value.to(tl.float32) + other.to(tl.float32)).to(total.dtype.element_ty)
+            value = (value.to(tl.float32) + other.to(tl.float32) + shift[None, :]).to(total.dtype.element_ty)
             tl.store(total + offset, value, mask=mask)
         value = value.to(tl.float32)
         difference = tl.where(mask, value - mean, 0.0)
         mean += difference * (1.0 / (i + 1.0))
         moment += difference * (value - mean)
+    if not RESIDUAL:
+        mean += shift[None, :]
     seen = (tl.maximum(last - first - row + ROWS - 1, 0) // ROWS).to(tl.float32)[:, None]  # by each row of lanes
     values = (last - first).to(tl.float32) * size
     merged = collect(tl.sum(seen * mean, 0), member) / values  # [GROUPS]
@@ -75,9 +78,10 @@ def _merge(partial, sample, group, inside, pixels, groups, size, chunk, CHUNKS: 
     return mean, tl.sum(moments + count[:, None] * apart * apart, 0) / values
 
 
-@triton.jit(do_not_specialize=[*SIZES, "epsilon", "silu"])
+@triton.jit(do_not_specialize=[*SIZES, "x_biases", "epsilon", "silu"])
 def apply(  # type: ignore[no-untyped-def]
-    x, partial, weight, bias, y, mean_out, rstd_out, pixels, channels, groups, size, width, chunk, epsilon, silu,
+    x, partial, weight, bias, x_bias, y, mean_out, rstd_out, pixels, channels, groups, size, width, chunk, x_biases,
+    epsilon, silu,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, GROUPS: tl.constexpr, ALIGN: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
     """y [samples, pixels, channels], and mean, rstd [samples, groups], from the partial results of `statistics`.
@@ -98,7 +102,7 @@ def apply(  # type: ignore[no-untyped-def]
 
     scale = spread(rstd, member) * tl.load(weight + channel, mask=inside, other=0.0).to(tl.float32)
     shift = tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
-    centre = spread(mean, member)
+    centre = spread(mean, member) - bias_of(x_bias, sample, channel, inside, channels, x_biases)
     steps = tl.cdiv(last - first, ROWS)
     for i in tl.range(0, steps, num_stages=4):
         pixel = first + (steps - 1 - i) * ROWS + tl.arange(0, ROWS)
@@ -112,8 +116,9 @@ def apply(  # type: ignore[no-untyped-def]
 
 
 def group_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float, silu: bool, residual: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float, silu: bool, x_bias: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Launch both; arguments as in naive.add_group_norm. Returns y, mean, rstd, and total, which is x if alone."""
     samples, channels = x.shape[0], x.shape[-1]
     pixels = x.shape[1] * x.shape[2]
@@ -124,12 +129,13 @@ def group_norm(
     total = x if residual is None else torch.empty_like(x)
     sizes = (pixels, channels, groups, channels // groups, divided.width, divided.chunk)
     constants = {"ROWS": divided.rows, "BLOCK": divided.block, "GROUPS": tiles.GROUPS, "ALIGN": divided.align}
-    other, others = (x, 1) if residual is None else (residual, residual.shape[1] * residual.shape[2])
+    row, rows = tiles.rows_of(x_bias, x)
     statistics[divided.grid](
-        x, other, total, partial, *sizes, others, **constants, RESIDUAL=residual is not None, num_warps=tiles.WARPS
-    )
+        x, x if residual is None else residual, row, total, partial, *sizes, rows, **constants,
+        RESIDUAL=residual is not None, num_warps=tiles.WARPS,
+    )  # fmt: skip
     apply[divided.grid](
-        total, partial, weight, bias, y, mean, rstd, *sizes, epsilon, int(silu), **constants, CHUNKS=tiles.CHUNKS,
-        num_warps=tiles.WARPS,
+        total, partial, weight, bias, row, y, mean, rstd, *sizes, rows if residual is None else 0, epsilon, int(silu),
+        **constants, CHUNKS=tiles.CHUNKS, num_warps=tiles.WARPS,
     )  # fmt: skip
     return y, mean, rstd, total

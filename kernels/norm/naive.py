@@ -15,24 +15,26 @@ def precise(kind: torch.dtype) -> torch.dtype:
 
 
 def group_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float, silu: bool
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float, silu: bool, x_bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """act(weight * (x - mean) * rstd + bias), act = SiLU if `silu`, else the identity (Wu and He, 2018).
 
-    x: [B, H, W, C]; weight, bias: [C]. Returns y like x, and mean, rstd: [B, groups].
+    x: [B, H, W, C]; weight, bias: [C]; x_bias: [1 or B, 1, 1, C], added to x first. Returns y like x, and mean, rstd:
+    [B, groups].
     """
-    grouped = x.to(precise(x.dtype)).unflatten(-1, (groups, -1))  # [B, H, W, groups, C / groups]
+    grouped = _biased(x, x_bias).unflatten(-1, (groups, -1))  # [B, H, W, groups, C / groups]
     mean = grouped.mean((1, 2, 4))
     rstd = (grouped.var((1, 2, 4), unbiased=False) + epsilon).rsqrt()
-    y = _normalised(x, mean, rstd) * weight + bias
+    y = _normalised(x, mean, rstd, x_bias) * weight + bias
     return (torch.nn.functional.silu(y) if silu else y).to(x.dtype), mean, rstd
 
 
 def add_group_norm(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float, silu: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """group_norm of total = x + residual, with residual [B, H, W, C] or [B, 1, 1, C]. Returns y, mean, rstd, total."""
-    total = x + residual
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float, silu: bool,
+    x_bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """group_norm of total = x + residual + x_bias. Returns y, mean, rstd, total."""
+    total = _biased(x.to(precise(x.dtype)) + residual, x_bias).to(x.dtype)
     return *group_norm(total, weight, bias, groups, epsilon, silu), total
 
 
@@ -46,9 +48,10 @@ def group_norm_pull(
     groups: int,
     silu: bool,
     added: Tensor | None = None,
+    x_bias: Tensor | None = None,
 ) -> Tensor:
     """The cotangent of x, given that of y, plus `added` (what reaches x on another way): all [B, H, W, C]."""
-    normalised = _normalised(x, mean, rstd)
+    normalised = _normalised(x, mean, rstd, x_bias)
     scaled = cotangent.to(precise(x.dtype)) * weight
     if silu:
         y = normalised * weight + bias
@@ -60,8 +63,13 @@ def group_norm_pull(
     return (pulled if added is None else pulled + added).to(x.dtype)
 
 
-def _normalised(x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
-    grouped = x.to(precise(x.dtype)).unflatten(-1, (mean.shape[1], -1))
+def _biased(x: Tensor, x_bias: Tensor | None) -> Tensor:
+    x = x.to(precise(x.dtype))
+    return x if x_bias is None else x + x_bias
+
+
+def _normalised(x: Tensor, mean: Tensor, rstd: Tensor, x_bias: Tensor | None) -> Tensor:
+    grouped = _biased(x, x_bias).unflatten(-1, (mean.shape[1], -1))
     return ((grouped - mean[:, None, None, :, None]) * rstd[:, None, None, :, None]).flatten(-2)
 
 
@@ -72,8 +80,8 @@ def bias_residual(x: Tensor, bias: Tensor, residual: Tensor | None = None, silu:
     return (torch.nn.functional.silu(y) if silu else y).to(x.dtype)
 
 
-def interleave(phases: Tensor, order: str = "blocks") -> Tensor:
-    """Four phases to one image: [B, H + 1, W + 1, 4 C] -> [B, 2 H, 2 W, C].
+def interleave(phases: Tensor, order: str = "blocks", bias: Tensor | None = None) -> Tensor:
+    """Four phases to one image, plus bias [C]: [B, H + 1, W + 1, 4 C] -> [B, 2 H, 2 W, C].
 
     Phase (a, b) of pixel (h, w) becomes pixel (2 h + a - 1, 2 w + b - 1); what falls outside is dropped. Phase (a, b)
     of channel c is channel (2 a + b) C + c where order is "blocks", and 4 c + 2 a + b, as in a pixel shuffle, where
@@ -84,7 +92,8 @@ def interleave(phases: Tensor, order: str = "blocks") -> Tensor:
         apart = phases.reshape(batch, height, width, channels // 4, 2, 2).permute(0, 1, 4, 2, 5, 3)
     else:
         apart = phases.reshape(batch, height, width, 2, 2, channels // 4).permute(0, 1, 3, 2, 4, 5)
-    return apart.reshape(batch, 2 * height, 2 * width, -1)[:, 1:-1, 1:-1].contiguous()
+    image = apart.reshape(batch, 2 * height, 2 * width, -1)[:, 1:-1, 1:-1]
+    return image.contiguous() if bias is None else (image.to(precise(image.dtype)) + bias).to(image.dtype)
 
 
 def interleave_pull(cotangent: Tensor, order: str = "blocks") -> Tensor:

@@ -1,10 +1,12 @@
 """The torch operators of this room: tensors with their channels last, [B, H, W, C], contiguous.
 
 On CUDA the Triton kernels run (float64 excepted), elsewhere the plain definitions. Errors: ValueError that names the
-argument. Gradients reach x, residual and phases; weight and bias belong to frozen networks and get none.
+argument. Gradients reach x, residual, x_bias and phases; weight and bias belong to frozen networks and get none.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,43 +16,45 @@ from rlsd.kernels.norm import checks, elementwise, forward, naive, pull
 
 @torch.library.custom_op("rlsd::group_norm_nhwc", mutates_args=())
 def group_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float, silu: bool
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float, silu: bool, x_bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """act(weight * (x - mean) * rstd + bias), act = SiLU if `silu`, else the identity.
 
-    x: [B, H, W, C]; weight, bias: [C]. Returns y like x, and mean, rstd: [B, groups], in float32 (float64 for float64).
+    x: [B, H, W, C]; weight, bias: [C]; x_bias: [1 or B, 1, 1, C] of x's type, added to x first, at no pass over memory.
+    Returns y like x, and mean, rstd: [B, groups], in float32 (float64 for float64).
     """
     checks.norm(x, weight, bias, groups, epsilon)
+    checks.x_bias(x_bias, x)
     run = forward.group_norm if _on_device(x) else naive.group_norm
     with torch.cuda.device_of(x):
-        return run(x, weight, bias, groups, epsilon, silu)[:3]
+        return run(x, weight, bias, groups, epsilon, silu, x_bias)[:3]
 
 
 @group_norm.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float, silu: bool) -> tuple[Tensor, ...]:
+def _(x: Tensor, weight: Tensor, bias: Tensor, groups: int, *rest: object) -> tuple[Tensor, ...]:
     return torch.empty_like(x), *_statistics(x, groups)
 
 
 @torch.library.custom_op("rlsd::add_group_norm_nhwc", mutates_args=())
 def add_group_norm(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float, silu: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """group_norm of total = x + residual, in the same pass. residual: [B, H, W, C], or [B, 1, 1, C] for all pixels.
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float, silu: bool,
+    x_bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """group_norm of total = x + residual + x_bias, in the same pass. residual: like x; x_bias: as for group_norm.
 
     Returns y, mean, rstd as group_norm does, and total like x.
     """
     checks.norm(x, weight, bias, groups, epsilon)
-    checks.addend(residual, x)
+    checks.like("residual", residual, x)
+    checks.x_bias(x_bias, x)
     if not _on_device(x):
-        return naive.add_group_norm(x, residual, weight, bias, groups, epsilon, silu)
+        return naive.add_group_norm(x, residual, weight, bias, groups, epsilon, silu, x_bias)
     with torch.cuda.device_of(x):
-        return forward.group_norm(x, weight, bias, groups, epsilon, silu, residual)
+        return forward.group_norm(x, weight, bias, groups, epsilon, silu, x_bias, residual)
 
 
 @add_group_norm.register_fake
-def _(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float, silu: bool
-) -> tuple[Tensor, ...]:
+def _(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, groups: int, *rest: object) -> tuple[Tensor, ...]:
     return torch.empty_like(x), *_statistics(x, groups), torch.empty_like(x)
 
 
@@ -65,9 +69,11 @@ def group_norm_pull(
     groups: int,
     silu: bool,
     added: Tensor | None = None,
+    x_bias: Tensor | None = None,
 ) -> Tensor:
     """The cotangent of x, given that of y and what group_norm returned, plus `added`: all [B, H, W, C] like x."""
     checks.norm(x, weight, bias, groups, 0.0)
+    checks.x_bias(x_bias, x)
     checks.like("cotangent", cotangent, x)
     if added is not None:
         checks.like("added", added, x)
@@ -75,7 +81,7 @@ def group_norm_pull(
     checks.statistic("rstd", rstd, x, groups)
     run = pull.group_norm_pull if _on_device(x) else naive.group_norm_pull
     with torch.cuda.device_of(x):
-        return run(cotangent, x, mean, rstd, weight, bias, groups, silu, added)
+        return run(cotangent, x, mean, rstd, weight, bias, groups, silu, added, x_bias)
 
 
 @group_norm_pull.register_fake
@@ -84,24 +90,31 @@ def _(cotangent: Tensor, x: Tensor, *rest: object) -> Tensor:
 
 
 def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    x, weight, bias, groups, _, silu = inputs
-    ctx.save_for_backward(x, output[1], output[2], weight, bias)
+    x, weight, bias, groups, _, silu, x_bias = inputs
+    ctx.save_for_backward(x, output[1], output[2], weight, bias, x_bias)
     ctx.groups, ctx.silu = groups, silu
     ctx.mark_non_differentiable(output[1], output[2])
 
 
 def _backward(ctx, cotangent, _mean, _rstd):  # type: ignore[no-untyped-def]
     checks.frozen(ctx.needs_input_grad[1:3])
-    return group_norm_pull(cotangent.contiguous(), *ctx.saved_tensors, ctx.groups, ctx.silu), *[None] * 5
+    *known, x_bias = ctx.saved_tensors
+    pulled = group_norm_pull(cotangent.contiguous(), *known, ctx.groups, ctx.silu, None, x_bias)
+    return pulled, *[None] * 5, _summed(pulled, x_bias, ctx.needs_input_grad[6:])
+
+
+def _summed(pulled: Tensor, x_bias: Tensor | None, needed: Sequence[bool]) -> Tensor | None:
+    """The cotangent of what was added to every pixel; `needed` is empty where x_bias is left out."""
+    return pulled.sum_to_size(x_bias.shape) if any(needed) and x_bias is not None else None
 
 
 group_norm.register_autograd(_backward, setup_context=_keep)
 
 
 def _keep_sum(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    _, residual, weight, bias, groups, _, silu = inputs
+    _, _, weight, bias, groups, _, silu, x_bias = inputs
     ctx.save_for_backward(output[3], output[1], output[2], weight, bias)
-    ctx.groups, ctx.silu, ctx.spread = groups, silu, residual.shape != output[3].shape
+    ctx.groups, ctx.silu, ctx.x_bias = groups, silu, None if x_bias is None else x_bias.new_empty(x_bias.shape)
     ctx.mark_non_differentiable(output[1], output[2])
     ctx.set_materialize_grads(False)  # a total that nobody else uses has no cotangent to add
 
@@ -113,8 +126,8 @@ def _backward_sum(ctx, cotangent, _mean, _rstd, added):  # type: ignore[no-untyp
     if cotangent is not None:
         pulled = group_norm_pull(cotangent.contiguous(), *ctx.saved_tensors, ctx.groups, ctx.silu, added)
     if pulled is None:
-        return (None,) * 7
-    return pulled, pulled.sum((1, 2), keepdim=True) if ctx.spread else pulled, *[None] * 5
+        return (None,) * 8
+    return pulled, pulled, *[None] * 5, _summed(pulled, ctx.x_bias, ctx.needs_input_grad[7:])
 
 
 add_group_norm.register_autograd(_backward_sum, setup_context=_keep_sum)
@@ -154,20 +167,22 @@ bias_residual.register_autograd(_backward_epilogue, setup_context=_keep_epilogue
 
 
 @torch.library.custom_op("rlsd::interleave_nhwc", mutates_args=())
-def interleave(phases: Tensor, order: str = "blocks") -> Tensor:
-    """Four phases to one image: [B, H + 1, W + 1, 4 C] -> [B, 2 H, 2 W, C], a border of one pixel dropped.
+def interleave(phases: Tensor, order: str = "blocks", bias: Tensor | None = None) -> Tensor:
+    """Four phases to one image, less a border of one pixel: [B, H + 1, W + 1, 4 C] -> [B, 2 H, 2 W, C], plus bias [C].
 
     Phase (a, b) of channel c is channel (2 a + b) C + c where order is "blocks", which is the fast one, and
     4 c + 2 a + b, as in a pixel shuffle, where it is "shuffle".
     """
     checks.phases(phases)
     checks.order(order)
+    if bias is not None:
+        checks.vector("bias", bias, phases[..., : phases.shape[3] // 4])
     with torch.cuda.device_of(phases):
-        return (elementwise if _on_device(phases) else naive).interleave(phases, order)
+        return (elementwise if _on_device(phases) else naive).interleave(phases, order, bias)
 
 
 @interleave.register_fake
-def _(phases: Tensor, order: str = "blocks") -> Tensor:
+def _(phases: Tensor, order: str = "blocks", bias: Tensor | None = None) -> Tensor:
     batch, height, width, channels = phases.shape
     return phases.new_empty(batch, 2 * height - 2, 2 * width - 2, channels // 4)
 
@@ -191,9 +206,12 @@ def _keep_order(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     ctx.order = inputs[1]
 
 
-interleave.register_autograd(
-    lambda ctx, cotangent: (interleave_pull(cotangent.contiguous(), ctx.order), None), setup_context=_keep_order
-)
+def _backward_interleave(ctx, cotangent):  # type: ignore[no-untyped-def]
+    checks.frozen(ctx.needs_input_grad[2:])
+    return interleave_pull(cotangent.contiguous(), ctx.order), None, None
+
+
+interleave.register_autograd(_backward_interleave, setup_context=_keep_order)
 
 
 def _on_device(x: Tensor) -> bool:

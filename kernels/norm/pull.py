@@ -11,15 +11,17 @@ import triton.language as tl
 from torch import Tensor
 
 from rlsd.kernels.norm import tiles
-from rlsd.kernels.norm.tiles import SIZES, block_of, collect, sigmoid, spread
+from rlsd.kernels.norm.tiles import SIZES, bias_of, block_of, collect, sigmoid, spread
 
 
 @triton.jit
-def _per_channel(mean, rstd, weight, bias, sample, channel, inside, groups, size):  # type: ignore[no-untyped-def]
-    """Four [BLOCK]: mean, rstd, weight and bias of each channel."""
+def _per_channel(  # type: ignore[no-untyped-def]
+    mean, rstd, weight, bias, x_bias, sample, channel, inside, channels, groups, size, x_biases
+):  # fmt: skip
+    """Four [BLOCK]: the mean of x alone, rstd, weight and bias of each channel."""
     at = sample * groups + channel // size
     return (
-        tl.load(mean + at, mask=inside, other=0.0),
+        tl.load(mean + at, mask=inside, other=0.0) - bias_of(x_bias, sample, channel, inside, channels, x_biases),
         tl.load(rstd + at, mask=inside, other=0.0),
         tl.load(weight + channel, mask=inside, other=0.0).to(tl.float32),
         tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32),
@@ -33,17 +35,19 @@ def _slope(y, silu):  # type: ignore[no-untyped-def]
     return tl.where(silu != 0, gate * (1.0 + y * (1.0 - gate)), 1.0)
 
 
-@triton.jit(do_not_specialize=[*SIZES, "silu"])
+@triton.jit(do_not_specialize=[*SIZES, "x_biases", "silu"])
 def pull_sums(  # type: ignore[no-untyped-def]
-    cotangent, x, mean, rstd, weight, bias, partial, pixels, channels, groups, size, width, chunk, silu,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, GROUPS: tl.constexpr, ALIGN: tl.constexpr,
+    cotangent, x, mean, rstd, weight, bias, x_bias, partial, pixels, channels, groups, size, width, chunk, x_biases,
+    silu, ROWS: tl.constexpr, BLOCK: tl.constexpr, GROUPS: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """Each group's sums of scaled and scaled * normalised in each chunk: partial [samples, chunks, 2, groups]."""
     channel, inside, group, group_inside, member = block_of(width, channels, size, BLOCK, GROUPS, ALIGN)
     sample = tl.program_id(2).to(tl.int64)
     first = tl.program_id(1) * chunk
     last = tl.minimum(first + chunk, pixels)
-    m, r, w, b = _per_channel(mean, rstd, weight, bias, sample, channel, inside, groups, size)
+    m, r, w, b = _per_channel(
+        mean, rstd, weight, bias, x_bias, sample, channel, inside, channels, groups, size, x_biases
+    )
     scale = r * w
     plain = tl.zeros([ROWS, BLOCK], tl.float32)
     projected = tl.zeros([ROWS, BLOCK], tl.float32)
@@ -73,17 +77,20 @@ def _means(partial, sample, group, inside, member, groups, values, CHUNKS: tl.co
     return spread(plain, member), spread(projected, member)
 
 
-@triton.jit(do_not_specialize=[*SIZES, "silu", "add"])
+@triton.jit(do_not_specialize=[*SIZES, "x_biases", "silu", "add"])
 def pull_apply(  # type: ignore[no-untyped-def]
-    cotangent, x, mean, rstd, weight, bias, partial, added, out, pixels, channels, groups, size, width, chunk, silu,
-    add, ROWS: tl.constexpr, BLOCK: tl.constexpr, GROUPS: tl.constexpr, ALIGN: tl.constexpr, CHUNKS: tl.constexpr,
+    cotangent, x, mean, rstd, weight, bias, x_bias, partial, added, out, pixels, channels, groups, size, width, chunk,
+    x_biases, silu, add,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, GROUPS: tl.constexpr, ALIGN: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
     """out [samples, pixels, channels], with `added` if `add` is 1; if 0, it is not read. Backwards, as `apply`."""
     channel, inside, group, group_inside, member = block_of(width, channels, size, BLOCK, GROUPS, ALIGN)
     sample = (tl.num_programs(2) - 1 - tl.program_id(2)).to(tl.int64)
     first = (tl.num_programs(1) - 1 - tl.program_id(1)) * chunk
     last = tl.minimum(first + chunk, pixels)
-    m, r, w, b = _per_channel(mean, rstd, weight, bias, sample, channel, inside, groups, size)
+    m, r, w, b = _per_channel(
+        mean, rstd, weight, bias, x_bias, sample, channel, inside, channels, groups, size, x_biases
+    )
     values = pixels.to(tl.float32) * size
     plain, projected = _means(partial, sample, group, group_inside, member, groups, values, CHUNKS)
     scale, plain, projected = r * w, plain * r, projected * r * r
@@ -103,7 +110,7 @@ def pull_apply(  # type: ignore[no-untyped-def]
 
 def group_norm_pull(
     cotangent: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor, groups: int, silu: bool,
-    added: Tensor | None = None,
+    added: Tensor | None = None, x_bias: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Launch both; arguments and result as in naive.group_norm_pull."""
     samples, channels = x.shape[0], x.shape[-1]
@@ -113,10 +120,11 @@ def group_norm_pull(
     out = torch.empty_like(x)
     sizes = (pixels, channels, groups, channels // groups, divided.width, divided.chunk)
     constants = {"ROWS": divided.rows, "BLOCK": divided.block, "GROUPS": tiles.GROUPS, "ALIGN": divided.align}
-    given = (cotangent, x, mean, rstd, weight, bias, partial)
-    pull_sums[divided.grid](*given, *sizes, int(silu), **constants, num_warps=tiles.WARPS)
+    row, rows = tiles.rows_of(x_bias, x)
+    given = (cotangent, x, mean, rstd, weight, bias, row, partial)
+    pull_sums[divided.grid](*given, *sizes, rows, int(silu), **constants, num_warps=tiles.WARPS)
     pull_apply[divided.grid](
-        *given, x if added is None else added, out, *sizes, int(silu), int(added is not None), **constants,
+        *given, x if added is None else added, out, *sizes, rows, int(silu), int(added is not None), **constants,
         CHUNKS=tiles.CHUNKS, num_warps=tiles.WARPS,
     )  # fmt: skip
     return out

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 TILE = 8192  # bytes in flight per tensor and program; 8 warps: two 16-byte accesses a thread
 CHUNKS = 128  # chunks of a sample at most: each program merges the partial results of all of them
@@ -50,6 +51,11 @@ def divide(samples: int, pixels: int, channels: int, groups: int, itemsize: int)
     return Division(block, width, rows, chunk, vector if aligned else 1, grid)
 
 
+def rows_of(x_bias: Tensor | None, x: Tensor) -> tuple[Tensor, int]:
+    """For `bias_of`: x_bias [1 or B, 1, 1, C] and its rows, or anything and 0."""
+    return (x, 0) if x_bias is None else (x_bias, x_bias.shape[0])
+
+
 @triton.jit
 def block_of(width, channels, size, BLOCK: tl.constexpr, GROUPS: tl.constexpr, ALIGN: tl.constexpr):  # type: ignore[no-untyped-def]
     """This program's channels [BLOCK] and groups [GROUPS], which of them exist, and who is in which group."""
@@ -59,6 +65,15 @@ def block_of(width, channels, size, BLOCK: tl.constexpr, GROUPS: tl.constexpr, A
     group = start // size + tl.arange(0, GROUPS)
     member = (channel // size)[:, None] == group[None, :]  # [BLOCK, GROUPS]
     return channel, channel < end, group, group * size < end, member
+
+
+@triton.jit
+def bias_of(x_bias, sample, channel, inside, channels, x_biases):  # type: ignore[no-untyped-def]
+    """What is added to each channel [BLOCK] of the sample: of `x_biases` rows, one for each sample, one for all (1), or
+    none (0), where x_bias is not read."""
+    row = tl.where(x_biases > 1, sample, 0)
+    wanted = tl.where(x_biases > 0, inside, False)  # `&` of the two: Triton 3.9's interpreter refuses such a mask
+    return tl.load(x_bias + row * channels + channel, mask=wanted, other=0.0).to(tl.float32)
 
 
 @triton.jit
