@@ -1,19 +1,21 @@
-"""Exact rewrites of a convolution's bias: into what reads its result, so that it costs no pass over memory of its own.
+"""Exact rewrites of a product's bias: into what reads its result, so that it costs no pass over memory of its own.
 
-On a GPU ONNX Runtime adds the bias of a convolution in a second pass over the result. A GroupNorm behind it takes the
-bias in without any; so does the sum of a residual stream, and the interleave that ends an upsampling.
+On a GPU ONNX Runtime adds the bias of a convolution or of a linear layer in a second pass over the result. A GroupNorm
+behind it takes the bias in without any; so does the sum of a residual stream, and the interleave that ends an
+upsampling.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
 
 from rlsd.export import ops
-from rlsd.export.fused_sums import bias_with_residual
-from rlsd.export.graph import add_buffer, arguments, calls, constant
+from rlsd.export.fused_sums import terms
+from rlsd.export.graph import add_buffer, arguments, calls, constant, replace
 from rlsd.kernels import norm
 
 aten = torch.ops.aten
@@ -21,7 +23,7 @@ X_BIAS = 7  # the number of that argument, of rlsd::group_norm and of rlsd::add_
 
 
 def fuse_biases(graph_module: fx.GraphModule) -> None:
-    """Biases of convolutions with their channels last: to the GroupNorm, sum or interleave behind them."""
+    """Biases of products with their channels last: to the GroupNorm, sum or interleave behind them."""
     ours = torch.ops.rlsd
     for node in calls(graph_module, ours.interleave.default):
         _into_interleave(graph_module, node)
@@ -32,29 +34,48 @@ def fuse_biases(graph_module: fx.GraphModule) -> None:
     for node in calls(graph_module, ours.add_group_norm_nhwc.default):
         if node.args[0] is not node.args[1]:
             _into_norm(graph_module, node, node.args[:2])
-    for node in calls(graph_module, ours.conv_nhwc.default):
-        bias_with_residual(graph_module, node)
+    for node in calls(graph_module, aten.add.Tensor):
+        _into_sum(graph_module, node)
     graph_module.graph.eliminate_dead_code()
 
 
-def _bias_of(graph_module: fx.GraphModule, node: object) -> Tensor | None:
-    """The bias of a convolution whose result goes to one place only."""
-    if not isinstance(node, fx.Node) or node.target != torch.ops.rlsd.conv_nhwc.default or len(node.users) != 1:
-        return None
-    return None if node.args[2] is None else constant(graph_module, node.args[2])  # type: ignore[arg-type]
+@dataclass(frozen=True)
+class Biased:
+    """A convolution or linear layer whose result goes to one place only, if need be through a view, and its bias."""
+
+    product: fx.Node
+    bias: Tensor
+
+    @classmethod
+    def behind(cls, graph_module: fx.GraphModule, node: object) -> Biased | None:
+        """What gives the value `node`, if it is one."""
+        while isinstance(node, fx.Node) and len(node.users) == 1 and _keeps_channels(node):
+            node = node.args[0]
+        known = (torch.ops.rlsd.conv_nhwc.default, torch.ops.rlsd.linear.default)
+        if not isinstance(node, fx.Node) or node.target not in known or len(node.users) != 1 or node.args[2] is None:
+            return None
+        bias = constant(graph_module, node.args[2])  # type: ignore[arg-type]
+        return None if bias is None else cls(node, bias)
+
+    def strip(self) -> Tensor:
+        """The bias, in float32 at least, which the product adds no longer."""
+        self.product.update_arg(2, None)
+        return self.bias.to(ops.precise(self.bias.dtype))
 
 
-def _without_bias(node: fx.Node) -> None:
-    node.update_arg(2, None)
+def _keeps_channels(node: fx.Node) -> bool:
+    if node.target not in (aten.view.default, aten.reshape.default):
+        return False
+    return node.meta["val"].shape[-1] == node.args[0].meta["val"].shape[-1]  # type: ignore[union-attr]
 
 
 def _into_norm(graph_module: fx.GraphModule, node: fx.Node, sources: Sequence) -> None:
     """The biases of `sources` become the normalisation's x_bias."""
-    found = {source: bias for source in sources if (bias := _bias_of(graph_module, source)) is not None}
+    found = [biased for source in sources if (biased := Biased.behind(graph_module, source)) is not None]
     if not found:
         return
-    kind = next(iter(found)).meta["val"].dtype
-    total = torch.stack([bias.to(ops.precise(kind)) for bias in found.values()]).sum(0).to(kind)
+    kind = sources[0].meta["val"].dtype
+    total = torch.stack([biased.strip() for biased in found]).sum(0).to(kind)
     shift = add_buffer(graph_module, node, "x_bias", total.reshape(1, 1, 1, -1))
     known = node.args[X_BIAS] if len(node.args) > X_BIAS else None
     if known is not None:  # of the timestep: it depends on nothing else, so that a table will hold the sum
@@ -63,22 +84,32 @@ def _into_norm(graph_module: fx.GraphModule, node: fx.Node, sources: Sequence) -
         both.meta["val"] = known.meta["val"]  # type: ignore[union-attr]
         shift = both
     node.args = (*node.args[:X_BIAS], shift)
-    for source in found:
-        _without_bias(source)
+
+
+def _into_sum(graph_module: fx.GraphModule, node: fx.Node) -> None:
+    """product + residual -> rlsd::bias_residual_nhwc, which rounds once."""
+    pair = terms(node)
+    if pair is None or pair[0] is pair[1] or any(term.meta["val"].shape != node.meta["val"].shape for term in pair):
+        return
+    found = [biased for term in pair if (biased := Biased.behind(graph_module, term)) is not None]
+    if not found or node.meta["val"].shape[-1] % ops.LANES != 0:
+        return
+    total = add_buffer(graph_module, node, "sum_bias", torch.stack([biased.strip() for biased in found]).sum(0))
+    with graph_module.graph.inserting_before(node):
+        fused = graph_module.graph.call_function(torch.ops.rlsd.bias_residual_nhwc.default, (pair[0], total, pair[1]))
+    replace(node, fused)
 
 
 def _into_interleave(graph_module: fx.GraphModule, node: fx.Node) -> None:
     """An upsampling's phases all have the same bias."""
     phases, last, known = arguments(node, None, False, None)
-    bias = _bias_of(graph_module, phases)
-    if bias is None or not last or known is not None:
+    biased = Biased.behind(graph_module, phases)
+    if biased is None or not last or known is not None:
         return
-    each = bias.reshape(4, -1)
-    if bool((each != each[0]).any()):
-        return
-    added = add_buffer(graph_module, node, "bias", each[0].to(ops.precise(each.dtype)))
-    node.args = (phases, last, added)
-    _without_bias(phases)
+    first, *others = biased.bias.chunk(4)
+    if all(torch.equal(first, other) for other in others):
+        added = add_buffer(graph_module, node, "bias", biased.strip()[: len(first)])
+        node.args = (phases, last, added)
 
 
 assert norm  # registers rlsd::add_group_norm_nhwc

@@ -1,4 +1,4 @@
-"""Exact rewrites of sums: into the GroupNorm behind them, with a linear layer's bias, into a GroupNorm's pull-back."""
+"""Exact rewrites of sums: into the GroupNorm behind them, and into a GroupNorm's pull-back."""
 
 from __future__ import annotations
 
@@ -8,19 +8,16 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
-from rlsd.export import ops
-from rlsd.export.graph import add_buffer, arguments, calls, constant, replace
+from rlsd.export.graph import arguments, calls, replace
 from rlsd.kernels import norm
 
 aten = torch.ops.aten
 
 
 def fuse_sums(graph_module: fx.GraphModule) -> None:
-    """Sums before a GroupNorm, and a linear layer's bias with the residual behind it: one pass over memory each."""
+    """A sum before a GroupNorm costs it no pass over memory of its own."""
     for node in calls(graph_module, torch.ops.rlsd.group_norm.default):
         _into_norm(graph_module, node)
-    for node in calls(graph_module, torch.ops.rlsd.linear.default):
-        bias_with_residual(graph_module, node)
     graph_module.graph.eliminate_dead_code()
 
 
@@ -30,12 +27,12 @@ def _into_norm(graph_module: fx.GraphModule, node: fx.Node) -> None:
     What is the same for all pixels becomes the normalisation's x_bias, and the sum is never written.
     """
     total, weight, bias, groups, epsilon, silu, last = arguments(node, None, None, None, None, None, None, False)
-    terms = _terms(total)
-    if not last or terms is None or total.meta["val"].dim() != 4:
+    pair = terms(total)
+    if not last or pair is None or total.meta["val"].dim() != 4:
         return
     shape = tuple(total.meta["val"].shape)
-    whole = [term for term in terms if tuple(term.meta["val"].shape) == shape]
-    rows = [term for term in terms if tuple(term.meta["val"].shape) == (shape[0], 1, 1, shape[3])]
+    whole = [term for term in pair if tuple(term.meta["val"].shape) == shape]
+    rows = [term for term in pair if tuple(term.meta["val"].shape) == (shape[0], 1, 1, shape[3])]
     if len(whole) == 1 and rows and rows != whole and len(total.users) == 1:
         node.args = (whole[0], *node.args[1:6], last, *rows)
         graph_module.graph.erase_node(total)
@@ -58,28 +55,6 @@ def _into_norm(graph_module: fx.GraphModule, node: fx.Node) -> None:
     graph.erase_node(total)
 
 
-def bias_with_residual(graph_module: fx.GraphModule, node: fx.Node) -> None:
-    """product(x, weight, bias) + residual -> rlsd::bias_residual_nhwc(product(x, weight), bias, residual)."""
-    x, weight, bias, *rest = node.args
-    users = list(node.users)
-    terms = _terms(users[0]) if len(users) == 1 else None
-    shift = None if bias is None else constant(graph_module, bias)  # type: ignore[arg-type]
-    if terms is None or shift is None or len(shift) % ops.LANES != 0:
-        return
-    (residual,) = [term for term in terms if term is not node] or [node]
-    if residual is node or residual.meta["val"].shape != node.meta["val"].shape:
-        return
-    total = users[0]
-    precise = add_buffer(graph_module, total, "precise_bias", shift.to(ops.precise(shift.dtype)))
-    with graph_module.graph.inserting_before(total):
-        product = graph_module.graph.call_function(node.target, (x, weight, None, *rest))  # type: ignore[arg-type]
-        product.meta["val"] = node.meta["val"]
-        fused = graph_module.graph.call_function(
-            torch.ops.rlsd.bias_residual_nhwc.default, (product, precise, residual)
-        )
-    replace(total, fused)
-
-
 def fuse_pulled_sums(graph_module: fx.GraphModule) -> None:
     """In a pull-back: what is added to that of a GroupNorm with its channels last is added inside of it."""
     ours = torch.ops.rlsd
@@ -88,23 +63,24 @@ def fuse_pulled_sums(graph_module: fx.GraphModule) -> None:
             names = [argument.name for argument in target._schema.arguments]
             given = dict(zip(names, node.args))
             users = list(node.users)
-            terms = _terms(users[0]) if len(users) == 1 else None
+            pair = terms(users[0]) if len(users) == 1 else None
             last = target is ours.group_norm_pull_nhwc.default or given.get("channels_last", False)
-            if terms is None or terms[0] is terms[1] or not last or given.get("added") is not None:
+            if pair is None or pair[0] is pair[1] or not last or given.get("added") is not None:
                 continue
-            (added,) = [term for term in terms if term is not node]
+            (added,) = [term for term in pair if term is not node]
             value, other = node.meta["val"], added.meta["val"]
             if other.shape != value.shape or other.dtype != value.dtype:
                 continue
             total = users[0]
+            place = names.index("added")
             with graph_module.graph.inserting_before(total):
-                fused = graph_module.graph.call_function(target, (*node.args[: len(names) - 1], added))
+                fused = graph_module.graph.call_function(target, (*node.args[:place], added, *node.args[place + 1 :]))
             replace(total, fused)
     graph_module.graph.eliminate_dead_code()
     graph_module.recompile()
 
 
-def _terms(node: object) -> Sequence[fx.Node] | None:
+def terms(node: object) -> Sequence[fx.Node] | None:
     """The two values that a plain sum adds."""
     if not isinstance(node, fx.Node) or node.target != aten.add.Tensor or node.kwargs or len(node.args) != 2:
         return None
