@@ -37,7 +37,7 @@ else
     "${CXX:-c++}" -shared "$work"/objects/*.o -Wl,--version-script=engine/rlsd.map \
         -o "$work/rlsd/engine/librlsd.so" -ldl -lpthread
 fi
-export PYTHONPATH=$work
+export PYTHONPATH=$work${PYTHONPATH:+:$PYTHONPATH}
 echo "built after $SECONDS s"
 
 if [ -n "$rehearse" ]; then
