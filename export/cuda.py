@@ -118,10 +118,12 @@ class CudaPacker:
         self.rewrites = [name for name in savings if name in REWRITES | CUDA_REWRITES]
         self.tables: dict[str, Tensor] = {}
         self.large: dict[str, frozenset[str]] = {}  # by network: nodes whose results do not fit into halves
+        self.nodes: dict[str, list[str]] = {}  # and all nodes of the small graph
 
     def pack(self, batches: Sequence[int]) -> None:
         networks = self.networks
-        small = [networks.latent[0], *(min(side, 8) for side in networks.latent[1:])]
+        # Not smaller: at 1 x 1, to which a UNet of four levels takes 8 x 8, a row for all pixels is an image.
+        small = [networks.latent[0], *(min(side, 16) for side in networks.latent[1:])]
         self._denoiser(batches, small)
         self._with_pull("decoder", networks.decoder, "z", "image", networks.latent, batches, small)
         if networks.features is not None:
@@ -176,8 +178,14 @@ class CudaPacker:
         """The graph in halves but for what is too large for them, looked for in the first call, which is small."""
         graph = to_aten(module, args, self.rewrites)
         first = name not in self.large
+        nodes = [node.name for node in graph.graph.nodes]
         if first:
-            self.large[name] = islands.too_large(graph, args)
+            self.large[name], self.nodes[name] = islands.too_large(graph, args), nodes
+        elif self.large[name] and nodes != self.nodes[name]:
+            raise CheckError(
+                f"graph {name} has other nodes at full size than at the small one, where {len(self.large[name])} were "
+                "seen that do not fit into halves"
+            )
         kept = islands.keep_precise(graph, self.large[name])
         if first:
             for node in kept:

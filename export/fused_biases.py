@@ -78,7 +78,7 @@ def _into_norm(graph_module: fx.GraphModule, node: fx.Node, sources: Sequence) -
     total = torch.stack([biased.strip() for biased in found]).sum(0).to(kind)
     shift = add_buffer(graph_module, node, "x_bias", total.reshape(1, 1, 1, -1))
     known = node.args[X_BIAS] if len(node.args) > X_BIAS else None
-    if known is not None:  # of the timestep: it depends on nothing else, so that a table will hold the sum
+    if known is not None:  # where it depends on the timestep alone, a table will hold the sum
         with graph_module.graph.inserting_before(node):
             both = graph_module.graph.call_function(aten.add.Tensor, (known, shift))
         both.meta["val"] = known.meta["val"]  # type: ignore[union-attr]
@@ -88,8 +88,10 @@ def _into_norm(graph_module: fx.GraphModule, node: fx.Node, sources: Sequence) -
 
 def _into_sum(graph_module: fx.GraphModule, node: fx.Node) -> None:
     """product + residual -> rlsd::bias_residual_nhwc, which rounds once."""
-    pair = terms(node)
-    if pair is None or pair[0] is pair[1] or any(term.meta["val"].shape != node.meta["val"].shape for term in pair):
+    pair, value = terms(node), node.meta.get("val")
+    if pair is None or pair[0] is pair[1]:
+        return
+    if any(term.meta["val"].shape != value.shape or term.meta["val"].dtype != value.dtype for term in pair):
         return
     found = [biased for term in pair if (biased := Biased.behind(graph_module, term)) is not None]
     if not found or node.meta["val"].shape[-1] % ops.LANES != 0:

@@ -30,9 +30,12 @@ def _into_norm(graph_module: fx.GraphModule, node: fx.Node) -> None:
     pair = terms(total)
     if not last or pair is None or total.meta["val"].dim() != 4:
         return
+    if any(term.meta["val"].dtype != total.meta["val"].dtype for term in pair):
+        return
     shape = tuple(total.meta["val"].shape)
     whole = [term for term in pair if tuple(term.meta["val"].shape) == shape]
-    rows = [term for term in pair if tuple(term.meta["val"].shape) == (shape[0], 1, 1, shape[3])]
+    each = ((shape[0], 1, 1, shape[3]), (1, 1, 1, shape[3]))
+    rows = [term for term in pair if tuple(term.meta["val"].shape) in each]
     if len(whole) == 1 and rows and rows != whole and len(total.users) == 1:
         node.args = (whole[0], *node.args[1:6], last, *rows)
         graph_module.graph.erase_node(total)

@@ -23,9 +23,11 @@ def group_norm(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """act(weight * (x - mean) * rstd + bias) with act = SiLU if `silu`, else the identity.
 
-    x: [B, C, *]; weight, bias: [C]; x_bias, where the channels are last: [1 or B, 1, 1, C], added to x first. Returns y
-    like x, and mean, rstd: [B, groups], in float32 where x is in halves.
+    x: [B, C, *]; weight, bias: [C]; x_bias, where the channels are last: [1 or B, 1, 1, C] of x's type, added to x
+    first. Returns y like x, and mean, rstd: [B, groups], in float32 where x is in halves. ValueError for an x_bias
+    where the channels are not last.
     """
+    _last_only("x_bias", x_bias, channels_last)
     first = _computed(x, channels_last, x_bias)
     grouped = first.reshape(x.shape[0], groups, -1)
     mean = grouped.mean(-1)
@@ -57,7 +59,11 @@ def group_norm_pull(
     added: Tensor | None = None,
     x_bias: Tensor | None = None,
 ) -> Tensor:
-    """The cotangent of x, given that of y, plus `added`, what reaches x on another way: [B, C, *]."""
+    """The cotangent of x, given that of y, plus `added`, what reaches x on another way: [B, C, *].
+
+    x_bias: as for group_norm; x is without it, mean and rstd are those of x + x_bias.
+    """
+    _last_only("x_bias", x_bias, channels_last)
     normalised = _normalised(_computed(x, channels_last, x_bias), mean, rstd)
     pulled = _computed(cotangent, channels_last)
     if silu:
@@ -86,6 +92,11 @@ def _(
     x_bias: Tensor | None = None,
 ) -> Tensor:
     return x.new_empty(x.shape)
+
+
+def _last_only(name: str, value: Tensor | None, channels_last: bool) -> None:
+    if value is not None and not channels_last:
+        raise ValueError(f"{name} is given, which is possible with channels_last only")
 
 
 def precise(kind: torch.dtype) -> torch.dtype:
@@ -139,8 +150,9 @@ def interleave(phases: Tensor, channels_last: bool = False, bias: Tensor | None 
 
     Channel 4 c + 2 a + b is phase (a, b) of channel c, as in a pixel shuffle. With channels_last:
     [B, H + 1, W + 1, 4 C] -> [B, 2 H, 2 W, C], plus bias [C], and phase (a, b) of channel c is channel (2 a + b) C + c,
-    so that neighbours in memory stay neighbours.
+    so that neighbours in memory stay neighbours. ValueError for a bias without channels_last.
     """
+    _last_only("bias", bias, channels_last)
     if not channels_last:
         return torch.nn.functional.pixel_shuffle(phases, 2)[..., 1:-1, 1:-1].contiguous()
     batch, height, width, channels = phases.shape
@@ -182,9 +194,13 @@ def _interleave_keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-de
     ctx.channels_last = inputs[1]
 
 
-interleave.register_autograd(
-    lambda ctx, cotangent: (interleave_pull(cotangent, ctx.channels_last), None, None), setup_context=_interleave_keep
-)
+def _interleave_backward(ctx, cotangent):  # type: ignore[no-untyped-def]
+    if any(ctx.needs_input_grad[2:]):
+        raise NotImplementedError("rlsd::interleave is for frozen networks: it has no gradient in bias")
+    return interleave_pull(cotangent, ctx.channels_last), None, None
+
+
+interleave.register_autograd(_interleave_backward, setup_context=_interleave_keep)
 
 
 @torch.library.custom_op("rlsd::round_through", mutates_args=())

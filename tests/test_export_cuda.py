@@ -175,6 +175,61 @@ def test_phases_of_different_biases_keep_them() -> None:
     assert torch.allclose(graph(x), module(x), rtol=0, atol=1e-12)
 
 
+class Sums(nn.Module):
+    """x + conv(x) on the graph's own input, whose channels come first there, and on one of another type."""
+
+    def __init__(self, wide: bool) -> None:
+        super().__init__()
+        self.conv, self.wide = nn.Conv2d(16, 16, 3, padding=1), wide
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x.float() if self.wide else x) + self.conv(x)
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_sums_of_any_layout_and_type_still_export(wide: bool) -> None:
+    module, x = Sums(wide).half(), torch.randn(2, 16, 8, 8).half()
+    graph = to_aten(module, [x], ALL)
+    fused = [node for node in graph.graph.nodes if node.target == torch.ops.rlsd.bias_residual_nhwc.default]
+    assert len(fused) == (not wide)
+    assert torch.allclose(graph(x).float(), module(x).float(), rtol=2e-3, atol=2e-3)
+    assert not islands.too_large(graph, [x])
+
+
+def test_the_small_graph_has_the_nodes_of_the_large_one(networks: Networks) -> None:
+    """What must stay in float32 is looked for in the small graph, and found again by its name."""
+    for module, second in ((networks.denoiser, True), (networks.decoder, False)):
+        names = []
+        for batch, side in ((2, 16), (4, 32)):
+            args = [torch.randn(batch, 4, side, side).half()]
+            args += [torch.arange(batch), torch.randn(batch, 77, checkpoints.WIDTH).half()] if second else []
+            names.append([node.name for node in to_aten(module.half(), args, ALL).graph.nodes])
+        assert names[0] == names[1]
+
+
+def test_other_nodes_at_full_size_are_refused_where_it_matters(networks: Networks, tmp_path: Path) -> None:
+    packer = cuda.CudaPacker(networks, None, cuda.CUDA_SAVINGS)  # type: ignore[arg-type]
+    module, x = nn.Conv2d(16, 16, 1).half(), torch.randn(1, 16, 4, 4).half()
+    packer._to_aten("decoder", module, [x])
+    packer._to_aten("decoder", nn.Sequential(module, module), [x])  # all fits into halves: no matter
+    packer.large["decoder"] = frozenset({packer.nodes["decoder"][-2]})
+    with pytest.raises(CheckError, match="graph decoder has other nodes at full size"):
+        packer._to_aten("decoder", nn.Sequential(module, module), [x])
+
+
+def test_a_bias_needs_its_channels_last() -> None:
+    x, v = torch.ones(1, 4, 3, 3), torch.ones(4)
+    statistics, row = torch.ones(1, 2), torch.ones(1, 1, 1, 4)
+    with pytest.raises(ValueError, match="x_bias is given, which is possible with channels_last only"):
+        torch.ops.rlsd.group_norm(x, v, v, 2, 1e-5, True, False, row)
+    with pytest.raises(ValueError, match="x_bias is given"):
+        torch.ops.rlsd.group_norm_pull(x, x, statistics, statistics, v, v, 2, True, False, None, row)
+    with pytest.raises(ValueError, match="bias is given"):
+        torch.ops.rlsd.interleave(x, False, torch.ones(1))
+    with pytest.raises(NotImplementedError, match="no gradient in bias"):
+        torch.ops.rlsd.interleave(torch.ones(1, 3, 3, 4), True, torch.ones(1, requires_grad=True)).sum().backward()
+
+
 def test_bytes_that_pass_through_memory() -> None:
     """By hand: x, weight and bias of a convolution, its result three times; then what a GroupNorm and a sum move."""
 

@@ -19,7 +19,10 @@ from pathlib import Path
 
 from rlsd.kernels.aot import ARCHITECTURES, Kernel, compile_kernel, kernels
 
-REGISTERS, WARPS, SHARED, RESERVED = 65536, 64, 227 << 10, 1 << 10  # of a multiprocessor of 8.0 or 9.0; of a block
+REGISTERS, RESERVED = 65536, 1 << 10  # of a multiprocessor; bytes of shared memory that a block takes besides its own
+# Warps, KiB of shared memory and blocks of a multiprocessor at most, by the CUDA C++ programming guide.
+LARGE, SMALL = (64, 228, 32), (48, 100, 24)
+LIMITS = {80: (64, 164, 32), 86: (48, 100, 16), 89: SMALL, 90: LARGE, 100: LARGE, 103: LARGE, 120: SMALL, 121: SMALL}
 ACCESS = re.compile(r"(LDGSTS|LDG|STG|LD|ST)\b")
 
 
@@ -27,7 +30,7 @@ ACCESS = re.compile(r"(LDGSTS|LDG|STG|LD|ST)\b")
 class MachineCode:
     """registers a thread; spilled: bytes of a thread's stack and local memory, a slow path's included.
 
-    blocks: how many fit on a multiprocessor of an A100 or H100. accesses: instructions that reach global memory, by
+    blocks: how many fit on a multiprocessor. accesses: instructions that reach global memory, by
     name. loop: instructions of the longest loop, None without loops; values: how many values of a tile a thread has.
     """
 
@@ -52,8 +55,9 @@ def machine_code(kernel: Kernel, arch: int) -> MachineCode:
     assert used is not None, "cuobjdump says this of every kernel"
     registers, *spilled = map(int, used.groups())
     names = Counter(text.split()[0] for _, text in code)
-    per_block = registers * 32 * kernel.warps
-    fitting = (REGISTERS // per_block, WARPS // kernel.warps, SHARED // (cubin.shared + RESERVED), 32)
+    per_block = -(-registers // 8) * 8 * 32 * kernel.warps  # given out 8 a thread at a time
+    warps, shared, blocks = LIMITS[arch]
+    fitting = (REGISTERS // per_block, warps // kernel.warps, (shared << 10) // (cubin.shared + RESERVED), blocks)
     tile = kernel.constants.get("ROWS"), kernel.constants.get("BLOCK")
     values = int(tile[0]) * int(tile[1]) // (32 * kernel.warps) if None not in tile else None  # type: ignore[call-overload]
     accesses = {name: count for name, count in sorted(names.items()) if ACCESS.match(name)}

@@ -33,7 +33,8 @@ def _random(device: torch.device, *shape: int, seed: int = 0) -> Tensor:
 def _forward(device: torch.device, batch: int, channels: int, side: int) -> Sequence[Any]:
     x = _random(device, batch, side, side, channels).half()
     weight, bias = 1 + 0.1 * _random(device, channels, seed=1), 0.1 * _random(device, channels, seed=2)
-    return x, weight, bias, GROUPS, EPSILON, True
+    x_bias = _random(device, 1, 1, 1, channels, seed=5).half()  # as nearly all in a bundle have one
+    return x, weight, bias, GROUPS, EPSILON, True, x_bias
 
 
 def _sum(device: torch.device, batch: int, channels: int, side: int) -> Sequence[Any]:
@@ -42,10 +43,10 @@ def _sum(device: torch.device, batch: int, channels: int, side: int) -> Sequence
 
 
 def _pull(device: torch.device, batch: int, channels: int, side: int) -> Sequence[Any]:
-    x, weight, bias, groups, epsilon, silu = _forward(device, batch, channels, side)
-    _, mean, rstd = naive.group_norm(x, weight, bias, groups, epsilon, silu)
+    x, weight, bias, groups, epsilon, silu, x_bias = _forward(device, batch, channels, side)
+    _, mean, rstd = naive.group_norm(x, weight, bias, groups, epsilon, silu, x_bias)
     cotangent, added = (_random(device, *x.shape, seed=seed).half() for seed in (3, 4))
-    return cotangent, x, mean, rstd, weight, bias, groups, silu, added
+    return cotangent, x, mean, rstd, weight, bias, groups, silu, added, x_bias
 
 
 def _epilogue(device: torch.device, batch: int, channels: int, side: int) -> Sequence[Any]:
@@ -54,7 +55,7 @@ def _epilogue(device: torch.device, batch: int, channels: int, side: int) -> Seq
 
 
 def _phases(device: torch.device, batch: int, channels: int, side: int) -> Sequence[Any]:
-    return (_random(device, batch, side + 1, side + 1, 4 * channels).half(),)
+    return _random(device, batch, side + 1, side + 1, 4 * channels).half(), "blocks", _random(device, channels, seed=1)
 
 
 def _image(device: torch.device, batch: int, channels: int, side: int) -> Sequence[Any]:
@@ -66,8 +67,8 @@ def _values(batch: int, channels: int, side: int) -> int:
 
 
 def _norm_bytes(tensors: int, batch: int, channels: int, side: int) -> int:
-    """`tensors` of halves, weight and bias, mean and rstd."""
-    return tensors * HALF * _values(batch, channels, side) + 2 * FLOAT * (channels + batch * GROUPS)
+    """`tensors` of halves, x_bias, weight and bias, mean and rstd."""
+    return HALF * (tensors * _values(batch, channels, side) + channels) + 2 * FLOAT * (channels + batch * GROUPS)
 
 
 def _interleave_bytes(batch: int, channels: int, side: int) -> int:

@@ -1,11 +1,12 @@
 // The operators of ONNX domain "rlsd" on a GPU: they launch the bundle's kernels of kernels/norm on ONNX Runtime's
-// stream. All tensors have their channels last and are halves or float32; weights and statistics are float32.
+// stream. All tensors have their channels last and are halves or float32; weights, biases and statistics are float32,
+// but x_bias, [1 or B, 1, 1, C], has the type of x, to which it is added first.
 //
-//   GroupNormNhwc(x, weight, bias; groups, epsilon, silu) -> y, mean, rstd
-//   AddGroupNormNhwc(x, residual, weight, bias; groups, epsilon, silu) -> y, mean, rstd, total
-//   GroupNormPullNhwc(cotangent, x, mean, rstd, weight, bias [, added]; groups, silu) -> x_cotangent
+//   GroupNormNhwc(x, weight, bias [, x_bias]; groups, epsilon, silu) -> y, mean, rstd
+//   AddGroupNormNhwc(x, residual, weight, bias [, x_bias]; groups, epsilon, silu) -> y, mean, rstd, total
+//   GroupNormPullNhwc(cotangent, x, mean, rstd, weight, bias [, added] [, x_bias]; groups, silu) -> x_cotangent
 //   BiasResidual(x, bias [, residual]; silu) -> y
-//   InterleaveNhwc(phases) -> image, InterleavePullNhwc(image) -> phases
+//   InterleaveNhwc(phases [, bias]) -> image, InterleavePullNhwc(image) -> phases
 #pragma once
 
 #include "cubins.h"

@@ -1,7 +1,8 @@
 """GroupNorm+SiLU, its pull-back, bias and residual epilogues, and the upsampling interleave; channels last.
 
 Weights and biases are float32: they are read once a program, so halves would save nothing, and rounding them would
-move every value of a channel by up to 1/2000.
+move every value of a channel by up to 1/2000. x_bias alone has the type of x, being a row of a table that a network
+computed, or a bias that a convolution would have added in that type.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 def image(name: str, value: Tensor) -> None:
     """[B, H, W, C], contiguous, floating-point, not empty."""
-    if value.dim() != 4 or value.numel() == 0 or value.dtype not in FLOATS or not value.is_contiguous():
+    if value.dim() != 4 or value.numel() == 0 or value.dtype not in FLOATS or not _packed(value):
         raise ValueError(
             f"{name} is {value.dtype} {list(value.shape)} with strides {list(value.stride())}, "
             "but must be a contiguous floating-point [B, H, W, C] that is not empty"
@@ -25,7 +25,7 @@ def image(name: str, value: Tensor) -> None:
 
 def rows(name: str, value: Tensor) -> None:
     """[..., C], contiguous, floating-point, not empty."""
-    if value.dim() < 2 or value.numel() == 0 or value.dtype not in FLOATS or not value.is_contiguous():
+    if value.dim() < 2 or value.numel() == 0 or value.dtype not in FLOATS or not _packed(value):
         raise ValueError(
             f"{name} is {value.dtype} {list(value.shape)} with strides {list(value.stride())}, "
             "but must be a contiguous floating-point [..., C] that is not empty"
@@ -44,7 +44,7 @@ def x_bias(value: Tensor | None, x: Tensor) -> None:
     if value is None:
         return
     shaped = tuple(value.shape[1:]) == (1, 1, x.shape[3]) and value.shape[0] in (1, x.shape[0])
-    if not shaped or value.dtype != x.dtype or value.device != x.device or not value.is_contiguous():
+    if not shaped or value.dtype != x.dtype or value.device != x.device or not _packed(value):
         raise ValueError(
             f"x_bias is {_said(value)}, but must be contiguous [1 or B, 1, 1, C] with the type of x, {_said(x)}"
         )
@@ -52,7 +52,7 @@ def x_bias(value: Tensor | None, x: Tensor) -> None:
 
 def vector(name: str, value: Tensor, x: Tensor) -> None:
     """One value for each channel of x."""
-    shaped = value.shape == x.shape[-1:] and value.is_contiguous()
+    shaped = value.shape == x.shape[-1:] and _packed(value)
     if not shaped or value.dtype not in FLOATS or value.device != x.device:
         raise ValueError(
             f"{name} is {_said(value)}, but must be contiguous floating-point [{x.shape[-1]}] on {x.device}"
@@ -73,7 +73,7 @@ def norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float) -
 def statistic(name: str, value: Tensor, x: Tensor, groups: int) -> None:
     """[B, groups], in the type that group_norm returns for x."""
     wanted, kind = (x.shape[0], groups), precise(x.dtype)
-    shaped = value.shape == wanted and value.is_contiguous()
+    shaped = value.shape == wanted and _packed(value)
     if not shaped or value.dtype != kind or value.device != x.device:
         raise ValueError(f"{name} is {_said(value)}, but must be contiguous {kind} {list(wanted)} on {x.device}")
 
@@ -104,6 +104,11 @@ def frozen(needed: Sequence[bool]) -> None:
     """Whether weight or bias need a gradient."""
     if any(needed):
         raise NotImplementedError("the operators of rlsd.kernels.norm have no gradient in weight and bias")
+
+
+def _packed(value: Tensor) -> bool:
+    """Contiguous, as the kernels need it; the plain definitions, which run elsewhere, take any strides."""
+    return value.is_contiguous() or not value.is_cuda
 
 
 def _said(value: Tensor) -> str:

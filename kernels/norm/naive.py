@@ -50,7 +50,10 @@ def group_norm_pull(
     added: Tensor | None = None,
     x_bias: Tensor | None = None,
 ) -> Tensor:
-    """The cotangent of x, given that of y, plus `added` (what reaches x on another way): all [B, H, W, C]."""
+    """The cotangent of x, given that of y, plus `added` (what reaches x on another way): all [B, H, W, C].
+
+    x_bias: as for group_norm; x is without it, mean and rstd are those of x + x_bias.
+    """
     normalised = _normalised(x, mean, rstd, x_bias)
     scaled = cotangent.to(precise(x.dtype)) * weight
     if silu:

@@ -1,4 +1,4 @@
-"""The torch operators of this room: tensors with their channels last, [B, H, W, C], contiguous.
+"""The torch operators of this room: tensors with their channels last, [B, H, W, C], on a GPU contiguous.
 
 On CUDA the Triton kernels run (float64 excepted), elsewhere the plain definitions. Errors: ValueError that names the
 argument. Gradients reach x, residual, x_bias and phases; weight and bias belong to frozen networks and get none.
@@ -71,7 +71,10 @@ def group_norm_pull(
     added: Tensor | None = None,
     x_bias: Tensor | None = None,
 ) -> Tensor:
-    """The cotangent of x, given that of y and what group_norm returned, plus `added`: all [B, H, W, C] like x."""
+    """The cotangent of x, given that of y and what group_norm returned, plus `added`: all [B, H, W, C] like x.
+
+    x_bias: as for group_norm; x is without it, mean and rstd are those of x + x_bias.
+    """
     checks.norm(x, weight, bias, groups, 0.0)
     checks.x_bias(x_bias, x)
     checks.like("cotangent", cotangent, x)
