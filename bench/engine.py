@@ -12,6 +12,7 @@ import argparse
 import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from rich.console import Console
@@ -43,7 +44,7 @@ def main(given: Sequence[str] | None = None) -> None:
     for particles in options.particles:
         error = check(networks, options.bundle, particles)
         lines += compare(networks, options.bundle, particles, options.rounds, error, peak)
-    lines = [{**line, "keep_memory": options.keep_memory} for line in lines]
+    lines = [{**line, "keep_memory": options.keep_memory, "bundle": Path(options.bundle).name} for line in lines]
     print_table(lines)
     print("appended to", measure.record("engine-cpu", lines))
 
