@@ -3,7 +3,7 @@
     python -m rlsd.bench.kernels.machine_code [--arch 90] [KERNEL ...]
 
 A kernel that memory is to bound must not spill, must access 16 bytes at a time, and must not issue more instructions
-than there is time for while its bytes pass. Needs Triton, whose tools `cuobjdump` and `nvdisasm` are used.
+than there is time for while its bytes pass. Needs Triton, whose `cuobjdump` is used.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ ACCESS = re.compile(r"(LDGSTS|LDG|STG|LD|ST)\b")
 class MachineCode:
     """registers a thread; spilled: bytes of a thread's stack and local memory, a slow path's included.
 
-    blocks: how many fit on a multiprocessor. accesses: instructions that reach global memory, by
-    name. loop: instructions of the longest loop, None without loops; values: how many values of a tile a thread has.
+    blocks: how many fit on a multiprocessor. accesses: instructions that reach global memory, by name. loop:
+    instructions of the longest loop, None without loops; values: how many values of a tile a thread has.
     """
 
     registers: int
@@ -43,7 +43,10 @@ class MachineCode:
 
 
 def machine_code(kernel: Kernel, arch: int) -> MachineCode:
-    """Compiles `kernel` for compute capability arch / 10 and reads the result."""
+    """Compiles `kernel` for compute capability arch / 10 and reads the result.
+
+    Raises ValueError for an architecture that is not known; CalledProcessError where cuobjdump cannot read it.
+    """
     cubin = compile_kernel(kernel, arch)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / cubin.file
