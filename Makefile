@@ -1,5 +1,6 @@
 # make demo    set up without torch, reconstruct the shipped test images
 # make test    set up with torch, lint, types, Python tests, C tests under sanitizers
+# make provider  fetch ONNX Runtime for GPUs (250 MB), for tests over stand-ins for NVIDIA's libraries
 # make bench   particle-steps per second against PyTorch, on this machine
 # make bundle  export models/fashion/checkpoint to models/fashion/bundle again
 # make reference   docs/api from docstrings and rlsd.h again
@@ -19,13 +20,19 @@ TORCH := $(if $(shell command -v nvidia-smi),torch>=2.11,torch==2.13.0)
 APART := --no-deps --target $(DEV)/deepinv torchvision==0.28.0 torchmetrics lightning-utilities einops h5py natsort
 DEEPINV := $(if $(shell command -v nvidia-smi),,$(APART)) deepinv==0.5.0
 
-.PHONY: demo test bench bundle reference lint native clean
+# Of this wheel only the C libraries are looked at: the version of Python is none of theirs.
+PROVIDER := build/onnxruntime-gpu
+WHEEL := --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux_2_28_x86_64 onnxruntime-gpu==1.31.1
+
+.PHONY: demo test bench bundle reference lint native provider clean
 
 demo: $(RUN)/.ready
 	$(RUN)/bin/rlsd demo --out out/demo --overwrite
 
 # Tests in the files' order: by the number of tests, files with few but long ones would come last, on one processor.
+# Where ONNX Runtime for GPUs cannot be had, its tests say that they skip.
 test: $(DEV)/.ready native
+	-$(if $(filter x86_64,$(shell uname -m)),$(MAKE) provider)
 	$(MAKE) lint
 	$(DEV)/bin/ctest --test-dir $(BUILD) --output-on-failure
 	OMP_NUM_THREADS=1 $(DEV)/bin/pytest tests -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
@@ -42,6 +49,14 @@ native: $(DEV)/.ready
 	$(DEV)/bin/cmake -S . -B $(BUILD) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(DEV)/bin/ninja) \
 	    -DCMAKE_BUILD_TYPE=RelWithDebInfo -DRLSD_TESTS=ON -DRLSD_SANITIZE=ON -DRLSD_PYTHON=$(abspath $(DEV)/bin/python)
 	$(DEV)/bin/cmake --build $(BUILD)
+
+provider: $(PROVIDER)/.ready
+
+$(PROVIDER)/.ready: | $(DEV)/.ready
+	$(DEV)/bin/python $(PIP) download $(WHEEL) --dest $(PROVIDER)
+	$(DEV)/bin/python -m zipfile -e $(PROVIDER)/*.whl $(PROVIDER)
+	rm $(PROVIDER)/*.whl
+	touch $@
 
 bench: $(DEV)/.ready
 	$(DEV)/bin/python -m rlsd.bench.engine

@@ -154,7 +154,8 @@ def _extras(line: Line) -> str:
     """Whatever else the section counts."""
     names = {
         "gb_per_particle": "GB a particle", "launches_per_step": "launches a step",
-        "synchronisations_per_step": "waits a step", "redone": "steps redone", "at_most": "ticks allow at most",
+        "synchronisations_per_step": "waits a step", "redone": "steps redone",
+        "not_recorded": "graphs not recorded", "at_most": "ticks allow at most",
         "same_bytes": "same bytes",
         "same_bytes_repeated": "same bytes repeated", "difference_mean_image": "dB off (mean image)",
         "difference_particles": "dB off (particles)", "what": "is",

@@ -140,7 +140,7 @@ class StatsStruct(c.Structure):
         ),
         *((name, c.c_double) for name in ("denoiser", "decoder", "decoder_pull", "features", "operators")),
         *((name, c.c_double) for name in ("repulsion", "elementwise", "idle", "wall")),
-        *((name, c.c_int64) for name in ("launches", "synchronisations", "redone")),
+        *((name, c.c_int64) for name in ("launches", "synchronisations", "redone", "not_recorded")),
     ]
 
 

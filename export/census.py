@@ -125,7 +125,10 @@ def largest_values(
     found: dict[str, float] = {}
 
     def widened(value: object) -> object:
-        return value.float() if precise and isinstance(value, Tensor) and value.dtype == torch.float16 else value
+        if not isinstance(value, Tensor):
+            return value
+        wide = precise and value.dtype == torch.float16
+        return (value.float() if wide else value).contiguous()  # some operators insist on the order of the trace
 
     class Watch(fx.Interpreter):
         def run_node(self, n: fx.Node) -> object:

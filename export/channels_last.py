@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from rlsd.export.fused_ops import halves_the_image
 from rlsd.export.graph import add_buffer, arguments, constant, replace
-from rlsd.export.ops import precise
+from rlsd.export.ops import LANES, precise
 
 aten = torch.ops.aten
 LAST, FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
@@ -120,13 +120,24 @@ def _interleave(gm: fx.GraphModule, node: fx.Node) -> None:
     x, weight, bias, *rest = phases.args
     kernel, shift = constant(gm, weight), constant(gm, bias) if bias is not None else None  # type: ignore[arg-type]
     assert kernel is not None, "made by _convolution"
-    channels = kernel.shape[0] // 4
-    order = torch.arange(4 * channels).reshape(channels, 4).t().reshape(-1)
-    ordered = add_buffer(gm, phases, "blocks_weight", kernel[order])
-    shifted = None if shift is None else add_buffer(gm, phases, "blocks_bias", shift[order])
-    again = _call(gm, node, phases.target, (x, ordered, shifted, *rest), phases.meta["val"])
     value = node.meta["val"].permute(LAST)
-    _finish(gm, node, _call(gm, node, node.target, (again, True), value))
+    channels = value.shape[3]
+    filled = channels + -channels % LANES  # with zeros, where the kernel that interleaves does not take so few
+    ordered = add_buffer(gm, phases, "blocks_weight", _blocks(kernel, filled))
+    shifted = None if shift is None else add_buffer(gm, phases, "blocks_bias", _blocks(shift, filled))
+    apart = phases.meta["val"]
+    again = _call(gm, node, phases.target, (x, ordered, shifted, *rest), apart.new_empty(*apart.shape[:3], 4 * filled))
+    image = _call(gm, node, node.target, (again, True), value.new_empty(*value.shape[:3], filled))
+    if filled != channels:
+        image = _call(gm, node, aten.slice.Tensor, (image, 3, 0, channels), value)
+    _finish(gm, node, image)
+
+
+def _blocks(rows: Tensor, channels: int) -> Tensor:
+    """[4 C, ...], a channel's four phases side by side -> [4 * channels, ...], a phase's channels; zeros are added."""
+    phases = rows.reshape(-1, 4, *rows.shape[1:]).transpose(0, 1)
+    more = phases.new_zeros(4, channels - phases.shape[1], *rows.shape[1:])
+    return torch.cat([phases, more], 1).flatten(0, 1).contiguous()
 
 
 def _elementwise(gm: fx.GraphModule, node: fx.Node) -> None:

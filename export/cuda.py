@@ -28,6 +28,7 @@ from rlsd.export import census, islands
 from rlsd.export.bundle import BundleWriter
 from rlsd.export.check import CheckError, open_session
 from rlsd.export.fused_sums import fuse_pulled_sums
+from rlsd.export.limits import check_norms
 from rlsd.export.lower import lower
 from rlsd.export.onnx_graph import to_onnx
 from rlsd.export.package import VERSION, Networks, Packer, check_batches, example_context, write_facts
@@ -38,6 +39,7 @@ from rlsd.export.trace import CUDA_REWRITES, CUDA_SAVINGS, REWRITES, all_but, pl
 from rlsd.kernels.aot import ARCHITECTURES
 
 LARGEST_ERROR, LEAST_COSINE = 2e-2, 0.999
+ON_CHANNELS_LAST = ("group_norm", "upsampling", "sums", "biases")  # savings whose kernels know no other layout
 HEADROOM = 64  # how far below the largest half the largest value seen in a pull-back may lie
 
 
@@ -54,17 +56,17 @@ def package_cuda(
     """Exports `networks` to a new bundle for CUDA in halves at `path` and returns it.
 
     architectures: compute capabilities times 10, for the cubins; with none the bundle has no kernels of ours. batches:
-    as for rlsd.export.package. without: which of rlsd.export.trace.CUDA_SAVINGS to leave out, to see what they bring.
-    The networks' weights are rounded to halves in place.
-    Raises CheckError when a graph strays from its module, or when an input or output of a graph does not fit into a
-    half; ValueError for an architecture or batches that are not known; RuntimeError when a kernel does not compile.
+    as for rlsd.export.package. without: which of rlsd.export.trace.CUDA_SAVINGS to leave out, to see what they bring;
+    channels_last takes along what builds on it. The networks' weights are rounded to halves in place.
+    Raises CheckError when a graph strays from its module, when an input or output of a graph does not fit into a half,
+    or when a GroupNorm is not for the kernels; ValueError for an architecture or batches that are not known;
+    RuntimeError when a kernel does not compile.
     """
     check_batches(batches)
     for arch in architectures:
         if arch not in ARCHITECTURES:
             raise ValueError(f"arch {arch} is not known: {', '.join(map(str, ARCHITECTURES))}")
-    builds_on_it = ["sums", "biases"] if "channels_last" in without else []
-    chosen = all_but(CUDA_SAVINGS, [*without, *builds_on_it])
+    chosen = all_but(CUDA_SAVINGS, [*without, *(ON_CHANNELS_LAST if "channels_last" in without else [])])
     with (
         torch.random.fork_rng(devices=[]),
         BundleWriter(Path(path), name, f"rlsd {VERSION}", "cuda", "fp16", overwrite) as bundle,
@@ -241,6 +243,7 @@ class CudaPacker:
         return 2.0 ** math.floor(math.log2(islands.HALF_MAX / HEADROOM / largest))
 
     def _add(self, traced: Traced, batch: int) -> None:
+        check_norms(traced.name, traced.graph)
         model = to_onnx(traced.graph, traced.args, traced.inputs, traced.outputs)
         self.bundle.graph(traced.name, batch, model)
         for kind, count in census.node_kinds(model).items():

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rlsd.export.ops import LANES
+
 
 @torch.library.custom_op("rlsd::conv_nhwc", mutates_args=())
 def conv_nhwc(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int]) -> Tensor:
@@ -40,8 +42,11 @@ def _conv_backward(ctx, cotangent):  # type: ignore[no-untyped-def]
     """The convolution with the rotated, transposed kernel; behind a stride of 2, with four whose results interleave."""
     (weight,) = ctx.saved_tensors
     if halves_the_image(ctx.size, weight.shape[1:3], ctx.stride, ctx.padding):
-        phases = conv_nhwc(cotangent, _halving_phases(weight), None, [1, 1], [1, 1])
-        return torch.ops.rlsd.interleave(phases, True), None, None, None, None
+        channels = weight.shape[3]  # filled up with zeros, where the kernel that interleaves does not take so few
+        filled = torch.nn.functional.pad(weight, (0, -channels % LANES))
+        phases = conv_nhwc(cotangent, _halving_phases(filled), None, [1, 1], [1, 1])
+        pulled = torch.ops.rlsd.interleave(phases, True)
+        return pulled if channels == filled.shape[3] else pulled[..., :channels], None, None, None, None
     around = [k - 1 - p for k, p in zip(weight.shape[1:3], ctx.padding)]
     if any(s != 1 for s in ctx.stride) or any(p < 0 for p in around) or any(ctx.needs_input_grad[1:3]):
         raise NotImplementedError(

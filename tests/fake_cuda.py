@@ -46,7 +46,7 @@ def compiler() -> list[str]:
 def build() -> Path:
     """The library, compiled unless these sources have been before."""
     command = [*compiler(), *FLAGS]
-    contents = [path.read_bytes() for path in sorted(SOURCES.iterdir())]
+    contents = [path.read_bytes() for path in sorted(SOURCES.iterdir()) if path.is_file()]
     key = hashlib.sha256(b"\0".join([*contents, " ".join(command).encode()])).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"rlsd-fake-cuda-{os.getuid()}-{key}"
     library = folder / "libfake_cuda.so"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from rlsd.export import CheckError, census, checkpoint, cuda, islands
 from rlsd.export.diffusers_vae import Decoder
 from rlsd.export.extractors import Penultimate
 from rlsd.export.fused_sums import fuse_pulled_sums
+from rlsd.export.limits import check_norms
 from rlsd.export.onnx_graph import to_onnx
 from rlsd.export.package import Networks
 from rlsd.export.package import package as package_cpu
@@ -93,6 +95,37 @@ def test_a_convolutional_extractor_has_its_channels_last_too() -> None:
         assert torch.allclose(pulled, want, rtol=0, atol=1e-12)
         plain = [node for node in parts.pull.graph.nodes if node.target == torch.ops.aten.convolution.default]
         assert len(plain) == stray
+        assert_interleaves_fit(parts.pull)
+
+
+def assert_interleaves_fit(graph: torch.fx.GraphModule) -> None:
+    """There are some, and the GPU's kernel takes their channels."""
+    found = [node for node in graph.graph.nodes if node.target == torch.ops.rlsd.interleave.default]
+    assert found and all(node.meta["val"].shape[3] % 16 == 0 for node in found)
+
+
+def test_an_upsampling_to_few_channels_is_filled_up_with_zeros() -> None:
+    layers = nn.Conv2d(4, 8, 3, padding=1), nn.Upsample(scale_factor=2), nn.Conv2d(8, 3, 3, padding=1)
+    up = nn.Sequential(*layers).double()
+    z = torch.randn(2, 4, 6, 5, dtype=torch.float64)
+    source = z.clone().requires_grad_()
+    y = up(source)
+    cotangent = torch.randn_like(y)
+    (want,) = torch.autograd.grad(y, source, cotangent)
+    parts = split(to_aten(up, [z], ALL), [z], ["z"], recomputed=RECOMPUTED_ON_CUDA)
+    assert torch.allclose(parts.forward(z)[0], y, rtol=0, atol=1e-12)
+    assert torch.allclose(parts.pull(cotangent)[0], want, rtol=0, atol=1e-12)
+    assert_interleaves_fit(parts.forward)
+    assert kinds(parts.pull, [cotangent], ["cotangent"], ["z_cotangent"])["rlsd.InterleavePullNhwc"] == 1
+
+
+@pytest.mark.parametrize("channels, groups, fits", [(32, 4, True), (24, 3, False), (512, 2, False), (48, 3, True)])
+def test_a_norm_that_is_not_for_the_kernels_is_refused(channels: int, groups: int, fits: bool) -> None:
+    norm = nn.Sequential(nn.Conv2d(3, channels, 3), nn.GroupNorm(groups, channels)).half()
+    graph = to_aten(norm, [torch.randn(1, 3, 8, 8).half()], ALL)
+    refused = pytest.raises(CheckError, match=rf"graph f: a GroupNorm of {channels} channels in {groups} groups is not")
+    with contextlib.nullcontext() if fits else refused:
+        check_norms("f", graph)
 
 
 def kinds(module: nn.Module, args: list[torch.Tensor], inputs: list[str], outputs: list[str]) -> dict[str, int]:
@@ -260,6 +293,8 @@ def test_savings_can_be_left_out(networks: Networks, tmp_path: Path, names: list
         "channels_last": ("decoder", "Conv") in nodes,
     }
     assert all(gone[name] for name in names)
+    first = {"rlsd.GroupNorm", "rlsd.GroupNormPull", "rlsd.Interleave", "rlsd.InterleavePull"}
+    assert not first & {kind for _, kind in nodes}  # on a GPU there are only those with their channels last
 
 
 def test_unknown_savings_are_named(networks: Networks, tmp_path: Path) -> None:

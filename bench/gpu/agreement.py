@@ -46,8 +46,8 @@ def _compare(bench: Bench, bundle: Path, name: str, steps: int) -> Line:
         want = engine.reconstruct([given])[0]
     with bench.open(bundle) as engine:
         got, again = engine.reconstruct([given])[0], engine.reconstruct([given])[0]
-        redone = engine.stats().get("redone", 0)
-    return judge(want, got, again, image) | {"steps": steps, "redone": redone}
+        counts = {key: engine.stats().get(key, 0) for key in ("redone", "not_recorded")}
+    return judge(want, got, again, image) | {"steps": steps, **counts}
 
 
 def _operators(bench: Bench, bundle: Path) -> Line:

@@ -122,4 +122,5 @@ def host_line(common: Line, before: Mapping[str, float], after: Mapping[str, flo
         line[f"{key}_per_step"] = round(spent.get(key, 0) / max(1, spent["ticks"]), 2)
         if key in seen:
             line[f"{key}_seen_by_profiler"] = seen[key]
+    line["not_recorded"] = after.get("not_recorded", 0)  # since it was opened, not since `before`
     return line | {"redone": spent.get("redone", 0), "ticks": int(spent["ticks"])}

@@ -300,6 +300,8 @@ typedef struct rlsd_stats {
     int64_t synchronisations; /*   times that it waited for the device                 */
     int64_t redone;           /*   particle-steps done again with a smaller scale of
                                    the cotangents, since a half had overflowed         */
+    int64_t not_recorded;     /*   graphs that could not be recorded as CUDA graphs: each
+                                   costs the host a launch for every node, every time  */
 } rlsd_stats;
 
 /* stats->size must be set (sizeof *stats). */

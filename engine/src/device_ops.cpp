@@ -70,12 +70,15 @@ struct Call {
         return address(output(api, context, index, shape, node.name.c_str()));
     }
 
-    // Ours where it runs: ONNX Runtime's stream. Off a GPU (Driver::hosted) the default one, which is immediate.
+    // ONNX Runtime must work on the engine's stream: on another one nothing would wait for anything. Off a GPU
+    // (Driver::hosted) the default one, which is immediate.
     cuda::StreamHandle *stream() const {
-        if (node.op->shared->device.driver().hosted) return nullptr;
+        const cuda::Device &device = node.op->shared->device;
+        if (device.driver().hosted) return nullptr;
         void *stream = nullptr;
         api.check(api.compute_stream(context, &stream), "cannot read the stream");
-        return static_cast<cuda::StreamHandle *>(stream);
+        if (stream != device.stream()) throw OperatorError(node.name + ": ONNX Runtime does not work on the engine's stream");
+        return device.stream();
     }
 
     const cuda::Kernel &kernel(const std::string &name) const {

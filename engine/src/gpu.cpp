@@ -132,7 +132,6 @@ std::string Gpu::describe() {
             if (line.starts_with("info kept " + (graph + batch)))
                 kept += number_after(line, line.rfind(' ')) / static_cast<std::size_t>(bundle_.batches().front());
     std::string lines = text("device ", device_.name(), "\ncapability ", device_.capability(), "\nbytes_per_particle ", kept, "\n");
-    for (const std::string &graph : bundle_.not_recorded()) lines += "not_recorded " + graph + "\n";
     for (const auto &[batch, time] : tuned_) lines += text("tuned ", batch, " ", time, "\n");
     return lines;
 }
@@ -149,6 +148,7 @@ void Gpu::drop() {
 void Gpu::stats(rlsd_stats &out) const {
     times_.give(out);
     out.launches = device_.launches, out.synchronisations = device_.synchronisations, out.redone = redone_;
+    out.not_recorded = std::ssize(bundle_.not_recorded());
 }
 
 void Gpu::tick(const Jobs &active) {

@@ -71,6 +71,7 @@ void append_cuda(const Api &api, OrtSessionOptions *options, const Placement &pl
     const std::string stream = std::to_string(reinterpret_cast<std::uintptr_t>(placement.stream));
     const std::pair<const char *, const char *> settings[] = {
         {"device_id", ordinal.c_str()},
+        {"has_user_compute_stream", "1"},  // without it the next one is ignored
         {"user_compute_stream", stream.c_str()},
         {"enable_cuda_graph", placement.graphs ? "1" : "0"},
         {"arena_extend_strategy", "kSameAsRequested"},  // doubling would waste the memory of particles

@@ -78,8 +78,10 @@ template <class Body> CUresult call(const char *function, int needs, Body body) 
     return static_cast<CUresult>(result);
 }
 
+#ifndef FAKE_CUDA_FOR_PROVIDER // there networks are not run on the host: see provider/driver.cpp
 EXPORT const int rlsd_fake_driver;
 const int rlsd_fake_driver = 1;
+#endif
 
 // Everything as at first, but the launch callback stays. No other thread may be inside the fake.
 EXPORT void fake_cuda_reset() {
@@ -95,6 +97,12 @@ EXPORT void fake_cuda_reset() {
 EXPORT void fake_cuda_set_memory(size_t bytes) {
     std::lock_guard<std::mutex> lock(mutex);
     driver->memory.total = bytes;
+}
+
+// Larger allocations are neither poisoned nor kept after death: they take no memory until they are written.
+EXPORT void fake_cuda_poison_up_to(size_t bytes) {
+    std::lock_guard<std::mutex> lock(mutex);
+    driver->memory.poisoned = bytes;
 }
 
 EXPORT void fake_cuda_set_capability(int major, int minor) {

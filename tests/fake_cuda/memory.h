@@ -24,7 +24,7 @@ class Memory {
 public:
     static constexpr size_t GUARD = 256, QUARANTINE = size_t(256) << 20;
 
-    size_t total = size_t(80) << 30;
+    size_t total = size_t(80) << 30, poisoned = SIZE_MAX;
     std::string faults;
 
     ~Memory() { release_all(); }
@@ -34,7 +34,8 @@ public:
         auto *block = static_cast<unsigned char *>(std::aligned_alloc(256, whole));
         if (block == nullptr)
             return 0;
-        std::memset(block, 0xFF, whole);
+        if (size <= poisoned)
+            std::memset(block, 0xFF, whole);
         uintptr_t start = reinterpret_cast<uintptr_t>(block) + GUARD;
         paint(start, size);
         live_[start] = {device ? ++device_count_ : ++pinned_count_, size, device};
@@ -194,6 +195,8 @@ private:
     }
 
     void retire(uintptr_t start, const Allocation &each) {
+        if (each.size > poisoned)
+            return std::free(reinterpret_cast<void *>(start - GUARD));
         std::memset(reinterpret_cast<void *>(start), 0xFF, each.size);
         dead_[start] = each;
         order_.push_back(start);

@@ -1,0 +1,37 @@
+"""What the GroupNorm kernels of a bundle for CUDA take, so that an export says it and not who runs the bundle."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import fx
+
+from rlsd.export.check import CheckError
+from rlsd.export.ops import LANES
+from rlsd.kernels.norm.tiles import divide
+
+LARGEST_GROUP = 128  # engine/src/device_ops.cpp: Division
+
+
+def check_norms(name: str, graph_module: fx.GraphModule) -> None:
+    """CheckError where a GroupNorm of the graph `name` has channels or groups that its kernel does not take."""
+    ours = torch.ops.rlsd
+    places = {  # of the number of groups among the arguments
+        ours.group_norm.default: 3,
+        ours.add_group_norm_nhwc.default: 4,
+        ours.group_norm_pull.default: 6,
+        ours.group_norm_pull_nhwc.default: 6,
+    }
+    for node in graph_module.graph.nodes:
+        if node.target not in places:
+            continue
+        x, groups = node.args[0].meta["val"], node.args[places[node.target]]
+        samples, *pixels, channels = x.shape
+        division = divide(samples, math.prod(pixels), channels, groups, x.element_size())
+        if channels % LANES != 0 or channels // groups > LARGEST_GROUP or division.align == 1:
+            raise CheckError(
+                f"graph {name}: a GroupNorm of {channels} channels in {groups} groups is not for the GPU's kernel, "
+                f"which takes multiples of {LANES} channels, {LARGEST_GROUP} in a group at most, and multiples of 16 "
+                "bytes in a few groups; leave out the saving group_norm"
+            )

@@ -1,0 +1,12 @@
+// What the stand-ins for NVIDIA's libraries share: work that does nothing, by its name.
+#pragma once
+
+#include "../types.h"
+
+#ifndef EXPORT
+#define EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+// A kernel or a library's call is queued, or recorded in a capture: `work stream 1 NAME` in the log. Returns the
+// driver's error code.
+EXPORT int fake_cuda_work(CUstream stream, const char *what);

@@ -1,0 +1,115 @@
+"""Bundles for CUDA on ONNX Runtime's own CUDA provider, over stand-ins for NVIDIA's libraries (fake_provider.py)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+pytest.importorskip("onnx")
+import checkpoints
+import fake_cuda
+import fake_provider
+
+from rlsd.export import checkpoint, cuda
+from rlsd.export.package import Networks
+from rlsd.models.fashion import PATH as FASHION
+
+pytestmark = pytest.mark.skipif(fake_provider.onnxruntime() is None, reason="ONNX Runtime for GPUs: make provider")
+
+LAUNCH_FAILED, UNSUPPORTED = 719, 900
+
+
+def package(networks: Networks, folder: Path, batches: tuple[int, ...]) -> Path:
+    """A bundle for CUDA with what the fake driver reads in place of cubins."""
+
+    def add_fakes(bundle, architectures, precise=False):
+        for name, contents, line in fake_cuda.fake_cubin_bundle_lines(90):
+            bundle.file(name, contents)
+            bundle.fact(*line.split())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cuda, "add_kernels", add_fakes)
+        return cuda.package_cuda(networks, folder, name="b", architectures=[90], batches=batches)
+
+
+@pytest.fixture(name="stable_diffusion", scope="module")
+def stable_diffusion_fixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = checkpoints.stable_diffusion(tmp_path_factory.mktemp("sd"), text=False)
+    checkpoints.vision_transformer(folder / "features")
+    networks = checkpoint.load(folder, (64, 64), ["inpainting", "gaussian_blur"], folder / "features")
+    return package(networks, folder / "bundle", (1, 2))
+
+
+@pytest.fixture(name="fashion", scope="module")
+def fashion_fixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    networks = checkpoint.load(FASHION / "checkpoint", None, ["inpainting", "phase_retrieval"], None)
+    return package(networks, tmp_path_factory.mktemp("fashion") / "bundle", (4,))
+
+
+def scenario(bundle: Path, *jobs: dict, **more: object) -> dict:
+    return {"bundle": str(bundle), "jobs": jobs, "ticks": 4, **more}
+
+
+def a_job(particles: int, operator: str = "inpainting", **params: object) -> dict:
+    return {"operator": operator, "particles": particles, "steps": 4, **params}
+
+
+def all_streams(lines: list[str]) -> set[str]:
+    return {found[0] for line in lines if (found := re.search(r"stream \d+", line))}
+
+
+@pytest.mark.parametrize("name", ["stable_diffusion", "fashion"])
+def test_graphs_are_recorded_and_later_ticks_replay_them(name: str, request: pytest.FixtureRequest) -> None:
+    other = {"stable_diffusion": "gaussian_blur", "fashion": "phase_retrieval"}[name]
+    report = fake_provider.run(scenario(request.getfixturevalue(name), a_job(3), a_job(2, other, repulsion="latent")))
+    first, *_, last = report["ticks"][:3]
+    assert report["messages"] == ["", ""] and report["faults"] == ""
+    assert report["stats"]["not_recorded"] == 0
+    (ours,) = {line for line in report["open"] if line.startswith("cuStreamCreate")}
+    recordings = fake_provider.recordings(first)
+    for recording in recordings:
+        assert all_streams(recording) == all_streams([ours])
+        assert not [line for line in recording if "host" in line or "pinned" in line]  # gone when it is replayed
+    assert all_streams(last) == all_streams([ours])
+    assert not [line for line in last if line.startswith(("work", "cuMemAlloc", "cuMemFree"))]
+    assert sum(line.startswith("cuGraphLaunch") for line in last) >= 6
+    assert sum("Synchronize" in line for line in last) == 1
+    assert report["live"] == "context retained 1 times\n"  # by the runtime's stand-in
+
+
+def works(tick: list[str]) -> int:
+    return sum(line.startswith("work") for line in tick)
+
+
+def test_a_graph_that_cannot_be_recorded_runs_node_by_node(stable_diffusion: Path) -> None:
+    """The denoiser of a bundle whose every graph is recorded: a kernel that a capture does not allow."""
+    first = fake_provider.run(scenario(stable_diffusion, a_job(2)))["ticks"][0]
+    begins = [i for i, line in enumerate(first) if line.startswith("cuStreamBeginCapture")]
+    recordings = fake_provider.recordings(first)
+    longest = max(range(len(recordings)), key=lambda i: len(recordings[i]))
+    call = works(first[: begins[longest]]) + 10
+    report = fake_provider.run(scenario(stable_diffusion, a_job(2), fail=[["work", call, UNSUPPORTED]]))
+    assert report["messages"] == [""] and report["faults"] == ""
+    assert report["stats"]["not_recorded"] == 1
+    assert works(report["ticks"][2]) == sum(line.startswith("work") for line in recordings[longest])
+
+
+def test_a_kernel_that_fails_fails_its_job(stable_diffusion: Path) -> None:
+    jobs = (a_job(1), a_job(1))
+    report = fake_provider.run(scenario(stable_diffusion, *jobs, fail=[["work", 40, LAUNCH_FAILED]]))
+    assert all("a graph failed" in message for message in report["messages"]) and report["faults"] == ""
+
+
+def test_without_memory_for_two_particles_they_go_one_by_one(stable_diffusion: Path) -> None:
+    """ONNX Runtime itself says in which words that it is out of memory."""
+    room, one = (fake_provider.run(scenario(stable_diffusion, a_job(n))) for n in (2, 1))
+    memory = (room["used"] + one["used"]) // 2
+    report = fake_provider.run(scenario(stable_diffusion, a_job(2), memory=memory))
+    assert report["messages"] == [""] and report["faults"] == ""
+    assert any("cuMemAlloc" in line and "-> 2" in line for line in report["ticks"][0])
+    assert report["used"] <= memory
+    replays = [sum(line.startswith("cuGraphLaunch") for line in each["ticks"][2]) for each in (room, report)]
+    assert replays[1] > replays[0]
