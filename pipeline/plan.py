@@ -2,6 +2,7 @@
 
 What the engine allocates (engine/src/gpu.cpp, seat.cpp) is counted to the byte but for a few small tables; what ONNX
 Runtime needs while a graph runs is the peak that `rlsd export` found in the graph, without its libraries' workspaces.
+It keeps that for each graph of a batch once, however many seats of the batch there are.
 """
 
 from __future__ import annotations
@@ -15,20 +16,20 @@ from rlsd.engine.files import read_manifest
 from rlsd.pipeline.errors import InputError
 
 HALF, FLOAT = 2, 4
+LAUNCHES = 0.25  # of a batch's time that does not depend on its size, in particles: engine/src/gpu_pack.cpp
 STATE = 2 * 3 * FLOAT  # value and two moments, and a copy of them from before the tick
 
 
 @dataclass(frozen=True)
 class Seat:
-    """Bytes of one batch on the device: tensors that graphs read and write, and what runs of its graphs need."""
+    """Bytes of a batch on the device: tensors that graphs read and write, and what runs of its graphs need.
+
+    graphs: for all seats of this batch together, who take turns; None where the bundle does not say.
+    """
 
     batch: int
     tensors: int
-    graphs: int | None  # None: the bundle does not say
-
-    @property
-    def total(self) -> int:
-        return self.tensors + (self.graphs or 0)
+    graphs: int | None
 
 
 @dataclass(frozen=True)
@@ -40,16 +41,28 @@ class Plan:
     job: int
     seats: Sequence[Seat]
 
-    def total(self, particles: int, jobs: int = 1, batch: int | None = None) -> int:
-        """With so many particles in flight, each in a seat of its own of this batch, default the largest."""
-        seat = self.seats[-1] if batch is None else next(s for s in self.seats if s.batch == batch)
-        return self.weights + particles * self.particle + jobs * self.job + -(-particles // seat.batch) * seat.total
+    def total(self, particles: int, jobs: int = 1) -> int:
+        """With so many particles in flight, each in a seat of its own."""
+        known = {seat.batch: seat for seat in self.seats}
+        batches = self.batches(particles)
+        graphs = sum(known[batch].graphs or 0 for batch in set(batches))
+        tensors = sum(known[batch].tensors for batch in batches)
+        return self.weights + particles * self.particle + jobs * self.job + graphs + tensors
+
+    def batches(self, particles: int) -> list[int]:
+        """The batches in which the engine seats them, as long as `rlsd tune` has not measured others to be faster."""
+        ways: list[tuple[float, list[int]]] = [(0.0, [])]
+        for n in range(1, particles + 1):
+            choices = [(seat.batch, ways[max(0, n - seat.batch)]) for seat in self.seats]
+            batch, (rest, before) = min(choices, key=lambda each: each[0] + each[1][0])
+            ways.append((batch + LAUNCHES + rest, [*before, batch]))
+        return ways[particles][1]
 
     def most_particles(self, memory: int) -> int:
         """How many fit with the kept activations of all: what one job under repulsion can have at full speed."""
         seat = self.seats[-1]
-        lanes = max(0, memory - self.weights - self.job) // (seat.batch * self.particle + seat.total)
-        return int(lanes * seat.batch)
+        room = memory - self.weights - self.job - (seat.graphs or 0)
+        return max(0, room // (seat.batch * self.particle + seat.tensors)) * seat.batch
 
 
 def read_plan(bundle: Path) -> Plan:

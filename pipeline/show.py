@@ -57,9 +57,9 @@ def show_plan(plan: Plan, particles: int, memory: float, console: Console) -> No
             },
         )
     )
-    table = Table("batch", "tensors", "in graphs", "a lane", title="Seats", title_justify="left", box=SIMPLE)
+    table = Table("batch", "a seat's tensors", "in graphs, once", title="Batches", title_justify="left", box=SIMPLE)
     for seat in plan.seats:
-        table.add_row(str(seat.batch), size(seat.tensors), size(seat.graphs), size(seat.total // seat.batch))
+        table.add_row(str(seat.batch), size(seat.tensors), size(seat.graphs))
     console.print(table)
     total, most = plan.total(particles), plan.most_particles(int(memory * 2**30))
     console.print(

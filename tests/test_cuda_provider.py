@@ -16,10 +16,12 @@ import fake_provider
 from rlsd.export import checkpoint, cuda
 from rlsd.export.package import Networks
 from rlsd.models.fashion import PATH as FASHION
+from rlsd.pipeline.plan import read_plan
 
 pytestmark = pytest.mark.skipif(fake_provider.onnxruntime() is None, reason="ONNX Runtime for GPUs: make provider")
 
 LAUNCH_FAILED, UNSUPPORTED = 719, 900
+SCRATCH = 8 << 20  # of the engine's operators
 
 
 def package(networks: Networks, folder: Path, batches: tuple[int, ...]) -> Path:
@@ -101,6 +103,15 @@ def test_a_kernel_that_fails_fails_its_job(stable_diffusion: Path) -> None:
     jobs = (a_job(1), a_job(1))
     report = fake_provider.run(scenario(stable_diffusion, *jobs, fail=[["work", 40, LAUNCH_FAILED]]))
     assert all("a graph failed" in message for message in report["messages"]) and report["faults"] == ""
+
+
+def test_memory_is_what_the_plan_says(stable_diffusion: Path) -> None:
+    """With ONNX Runtime's own allocator; three particles sit in two batches, four in two seats of one batch."""
+    plan = read_plan(stable_diffusion)
+    used = {n: fake_provider.run(scenario(stable_diffusion, a_job(n)))["used"] for n in (2, 3, 4)}
+    for particles, found in used.items():
+        assert 0 <= found - SCRATCH - plan.total(particles) < 0.2 * plan.total(particles)
+    assert used[4] - used[2] < 1.1 * (plan.seats[-1].tensors + 2 * plan.particle)  # no more for the graphs
 
 
 def test_without_memory_for_two_particles_they_go_one_by_one(stable_diffusion: Path) -> None:

@@ -35,7 +35,8 @@ cuda::DevicePointer DeviceTensors::at(const std::string &name) const {
 DeviceGraph::DeviceGraph(Bundle &bundle, const cuda::Device &device, const std::string &graph, std::int64_t batch,
                          DeviceTensors &tensors, const Naming &naming, bool recorded)
     : bundle_(bundle), device_(device), graph_(graph), session_(&bundle.session(graph, batch)),
-      plain_(bundle.runtime(), not_recorded), recorded_(bundle.runtime(), recorded ? ++last_number : not_recorded),
+      first_(bundle.runtime(), not_recorded, text("gpu:", device.ordinal())), plain_(bundle.runtime(), not_recorded),
+      recorded_(bundle.runtime(), recorded ? ++last_number : not_recorded),
       replays_(recorded && !device.driver().hosted) {
     for (const auto &info : session_->inputs()) {
         const std::string name = naming(info.name);
@@ -70,12 +71,15 @@ void DeviceGraph::enqueue() {
     else run(replays_ ? recorded_ : plain_);
 }
 
+// In a session's first run ONNX Runtime takes a piece of memory for every value, and in the later ones a block in which
+// all have their places. The pieces go at the end of the first: once a run is recorded nothing may be given back.
 void DeviceGraph::run(const ort::RunOptions &options) {
-    session_->run(input_names_, inputs_, output_names_, outputs_, &options);
+    const bool first = !session_->has_run();
+    session_->run(input_names_, inputs_, output_names_, outputs_, first ? &first_ : &options);
 }
 
-// Before it records a run ONNX Runtime makes two itself; two more leave its memory as large as it has to be, since a
-// recorded run that allocates fails.
+// Before it records a run ONNX Runtime makes two itself; two more leave its memory as it has to be, since a recorded run
+// that allocates fails.
 void DeviceGraph::warm_up() {
     if (replays_)
         for (int i = 0; i < 2; ++i) run(plain_);

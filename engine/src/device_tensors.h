@@ -63,7 +63,7 @@ class DeviceGraph {
     const cuda::Device &device_;
     const std::string graph_;
     const ort::Session *session_;
-    ort::RunOptions plain_, recorded_;
+    ort::RunOptions first_, plain_, recorded_;
     bool replays_;
     std::vector<ort::Value> values_;
     std::vector<const char *> input_names_, output_names_;

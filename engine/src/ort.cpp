@@ -89,9 +89,6 @@ void place(const Runtime &runtime, OrtSessionOptions *options, const Placement &
            std::span<const std::byte> model) {
     const Api &api = runtime.api();
     if (placement.provider) append_cuda(api, options, placement);
-    // The second run would take one block for all activations and keep the first run's pieces as well, and a recorded run
-    // must not allocate.
-    api.check(api.disable_mem_pattern(options), "cannot set session options");
     api.check(api.add_custom_op_domain(options, placement.operators), "cannot register custom operators");
     if (!placement.weights) return;
     for (const auto &[name, value] : placement.weights(model))
@@ -251,12 +248,14 @@ const OrtMemoryInfo *Runtime::cuda(int ordinal) const {
     return memory;
 }
 
-RunOptions::RunOptions(const Runtime &runtime, int graph) : api_(runtime.api()) {
+RunOptions::RunOptions(const Runtime &runtime, int graph, const std::string &shrinks) : api_(runtime.api()) {
     constexpr const char *doing = "cannot set run options";
     api_.check(api_.create_run_options(&options_), doing);
     Owned<OrtRunOptions> owner(options_, api_.release_run_options);
     api_.check(api_.set_run_config(options_, "gpu_graph_id", std::to_string(graph).c_str()), doing);
     api_.check(api_.set_run_config(options_, "disable_synchronize_execution_providers", "1"), doing);
+    if (!shrinks.empty())
+        api_.check(api_.set_run_config(options_, "memory.enable_memory_arena_shrinkage", shrinks.c_str()), doing);
     owner.release();
 }
 
@@ -315,6 +314,7 @@ void Session::run(std::span<const char *const> input_names, std::span<const OrtV
     api.check(api.run(session_, options != nullptr ? options->get() : nullptr, input_names.data(), inputs.data(), inputs.size(), output_names.data(),
                       outputs.size(), outputs.data()),
               "a graph failed");
+    has_run_ = true;
 }
 
 }  // namespace rlsd::ort

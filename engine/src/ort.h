@@ -9,6 +9,7 @@
 // Errors are exceptions: OrtError, or NoRuntime (an OrtError) where no usable library was found.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -68,7 +69,6 @@ const char *type_name(Type type) noexcept;
                                                       std::size_t outputs_count, OrtValue **outputs))              \
     X( 10, create_session_options,     OrtStatus *,  (OrtSessionOptions **))                                       \
     X( 13, set_execution_mode,         OrtStatus *,  (OrtSessionOptions *, int mode))                              \
-    X( 17, disable_mem_pattern,        OrtStatus *,  (OrtSessionOptions *))                                        \
     X( 22, set_session_log_level,      OrtStatus *,  (OrtSessionOptions *, int level))                             \
     X( 23, set_optimization_level,     OrtStatus *,  (OrtSessionOptions *, int level))                             \
     X( 24, set_intra_op_threads,       OrtStatus *,  (OrtSessionOptions *, int threads))                           \
@@ -258,10 +258,11 @@ struct Placement {
     std::function<std::map<std::string, const OrtValue *>(std::span<const std::byte> model)> weights;
 };
 
-// Options of one kind of run on a GPU: the number of its CUDA graph, and no wait at its end.
+// Options of one kind of run on a GPU: the number of its CUDA graph, and no wait at its end. shrinks: a device as gpu:0,
+// whose memory the session gives back at the end of the run where it holds no value.
 class RunOptions {
   public:
-    RunOptions(const Runtime &runtime, int graph);
+    RunOptions(const Runtime &runtime, int graph, const std::string &shrinks = "");
     RunOptions(const RunOptions &) = delete;
     RunOptions &operator=(const RunOptions &) = delete;
     ~RunOptions();
@@ -290,14 +291,16 @@ class Session {
     const Runtime &runtime() const noexcept { return *runtime_; }
 
     // Runs the graph. Names and values go by position; outputs that are not named are not computed, the others are
-    // written in place. Allocates nothing of its own.
+    // written in place. Allocates nothing of its own. Notes a run that went well.
     void run(std::span<const char *const> input_names, std::span<const OrtValue *const> inputs,
              std::span<const char *const> output_names, std::span<OrtValue *> outputs,
              const RunOptions *options = nullptr) const;
+    bool has_run() const noexcept { return has_run_; }
 
   private:
     std::shared_ptr<const Runtime> runtime_;
     OrtSession *session_ = nullptr;
+    mutable std::atomic<bool> has_run_ = false;
     std::vector<TensorInfo> inputs_, outputs_;
 };
 
