@@ -30,6 +30,9 @@ def _operations(node: fx.Node) -> int:
     ops, value = torch.ops.rlsd, node.meta.get("val")
     if node.target in (ops.conv_nhwc.default, aten.conv2d.default, aten.convolution.default):
         return 2 * value.numel() * math.prod(_shape(node, 1)[1:])
+    if node.target == ops.product.default:
+        across = node.args[2]
+        return 2 * value.numel() * _shape(node, 0)[1 if across[0] else 2]  # type: ignore[index]
     if node.target == ops.attention.default:
         return 4 * math.prod(_shape(node, 0)) * _shape(node, 1)[1]
     if node.target in (ops.linear.default, aten.mm.default, aten.bmm.default):

@@ -1,6 +1,7 @@
 """Torch operators that leave the exporter as one node, or two, of what ONNX Runtime has for CUDA.
 
-`conv_nhwc`, `linear` and `attention` carry their pull-backs; `geglu` stands in noise predictors only, which need none.
+`conv_nhwc`, `linear`, `attention`, `layer_norm` and `gelu` carry their pull-backs; `geglu` stands in noise predictors
+only, which need none.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlsd.export.ops import LANES
+from rlsd.export.ops import LANES, precise
+from rlsd.kernels import norm
 
 
 @torch.library.custom_op("rlsd::conv_nhwc", mutates_args=())
@@ -99,11 +101,27 @@ def _linear_backward(ctx, cotangent):  # type: ignore[no-untyped-def]
 linear.register_autograd(_linear_backward, setup_context=_linear_keep)
 
 
+@torch.library.custom_op("rlsd::product", mutates_args=())
+def product(left: Tensor, right: Tensor, across: Sequence[bool], scale: float = 1.0) -> Tensor:
+    """scale * left right, for each of a batch of matrices [B, M, K], [B, K, N]; `across`: which come transposed.
+
+    Scaled before it is rounded: a product of halves need not fit into one by itself.
+    """
+    given = [x.to(precise(x.dtype)) for x in (left, right)]
+    first, second = (x.transpose(1, 2) if turned else x for x, turned in zip(given, across))
+    return (torch.bmm(first, second) * scale).to(left.dtype)
+
+
+@product.register_fake
+def _(left: Tensor, right: Tensor, across: Sequence[bool], scale: float = 1.0) -> Tensor:
+    return left.new_empty(left.shape[0], left.shape[2 if across[0] else 1], right.shape[1 if across[1] else 2])
+
+
 @torch.library.custom_op("rlsd::attention", mutates_args=())
 def attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     """softmax(q k^T / sqrt(width)) v per head: query [B, L, heads * width], key and value [B, S, ...] -> like query."""
     q, k, v = (_apart(x, heads) for x in (query, key, value))
-    return _together(torch.bmm(_probabilities(q, k), v), heads)
+    return _together(product(_probabilities(q, k), v, [False, False]), heads)
 
 
 @attention.register_fake
@@ -126,9 +144,7 @@ def _together(x: Tensor, heads: int) -> Tensor:
 
 
 def _probabilities(q: Tensor, k: Tensor) -> Tensor:
-    """The scale is split over both factors: a product of halves must not overflow before it is scaled."""
-    root = q.shape[-1] ** -0.25
-    return torch.softmax(torch.bmm(q * root, (k * root).transpose(1, 2)), -1)
+    return torch.softmax(product(q, k, [False, True], q.shape[-1] ** -0.5), -1)
 
 
 def _attention_keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
@@ -141,13 +157,61 @@ def _attention_backward(ctx, cotangent):  # type: ignore[no-untyped-def]
     """Recomputes the probabilities, which are far larger than queries, keys and values."""
     q, k, v, c = (_apart(x, ctx.heads) for x in (*ctx.saved_tensors, cotangent))
     p = _probabilities(q, k)
-    wanted = torch.bmm(c, v.transpose(1, 2))
-    scores = p * (wanted - (wanted * p).sum(-1, keepdim=True)) * q.shape[-1] ** -0.5
-    pulled = (torch.bmm(scores, k), torch.bmm(scores.transpose(1, 2), q), torch.bmm(p.transpose(1, 2), c))
+    scores = norm.softmax_pull(product(c, v, [False, True]), p, q.shape[-1] ** -0.5)
+    pulled = (product(scores, k, [False, False]), product(scores, q, [True, False]), product(p, c, [True, False]))
     return *(_together(x, ctx.heads) for x in pulled), None
 
 
 attention.register_autograd(_attention_backward, setup_context=_attention_keep)
+
+
+@torch.library.custom_op("rlsd::layer_norm", mutates_args=())
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+    """weight * (x - mean) * rstd + bias along the last axis: x [..., C]; weight, bias [C]."""
+    return torch.nn.functional.layer_norm(x, x.shape[-1:], weight, bias, epsilon)
+
+
+@layer_norm.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _layer_norm_keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    x, weight, _, epsilon = inputs
+    ctx.save_for_backward(x, weight)
+    ctx.epsilon = epsilon
+
+
+def _layer_norm_backward(ctx, cotangent):  # type: ignore[no-untyped-def]
+    if any(ctx.needs_input_grad[1:3]):
+        raise NotImplementedError("rlsd::layer_norm is for frozen networks: it has no gradient in weight and bias")
+    x, weight = ctx.saved_tensors
+    return norm.layer_norm_pull(cotangent, x, weight.to(precise(x.dtype)), ctx.epsilon), None, None, None
+
+
+layer_norm.register_autograd(_layer_norm_backward, setup_context=_layer_norm_keep)
+
+
+@torch.library.custom_op("rlsd::gelu", mutates_args=())
+def gelu(x: Tensor) -> Tensor:
+    """x Phi(x), Phi the normal distribution, exactly: like x."""
+    return torch.nn.functional.gelu(x)
+
+
+@gelu.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _gelu_keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    ctx.save_for_backward(inputs[0])
+
+
+def _gelu_backward(ctx, cotangent):  # type: ignore[no-untyped-def]
+    return norm.gelu_pull(cotangent, ctx.saved_tensors[0])
+
+
+gelu.register_autograd(_gelu_backward, setup_context=_gelu_keep)
 
 
 @torch.library.custom_op("rlsd::geglu", mutates_args=())

@@ -59,15 +59,15 @@ def _into_norm(graph_module: fx.GraphModule, node: fx.Node) -> None:
 
 
 def fuse_pulled_sums(graph_module: fx.GraphModule) -> None:
-    """In a pull-back: what is added to that of a GroupNorm with its channels last is added inside of it."""
+    """In a pull-back: what is added to that of a LayerNorm, or GroupNorm with its channels last, is added inside."""
     ours = torch.ops.rlsd
-    for target in (ours.group_norm_pull.default, ours.group_norm_pull_nhwc.default):
+    for target in (ours.group_norm_pull.default, ours.group_norm_pull_nhwc.default, ours.layer_norm_pull.default):
         for node in calls(graph_module, target):
             names = [argument.name for argument in target._schema.arguments]
             given = dict(zip(names, node.args))
             users = list(node.users)
             pair = terms(users[0]) if len(users) == 1 else None
-            last = target is ours.group_norm_pull_nhwc.default or given.get("channels_last", False)
+            last = target is not ours.group_norm_pull.default or given.get("channels_last", False)
             if pair is None or pair[0] is pair[1] or not last or given.get("added") is not None:
                 continue
             (added,) = [term for term in pair if term is not node]

@@ -9,6 +9,7 @@ from torch import fx
 
 from rlsd.export import fused_ops
 from rlsd.export.graph import add_buffer, arguments, calls, constant, remove, replace
+from rlsd.export.ops import LANES
 
 aten = torch.ops.aten
 
@@ -142,3 +143,27 @@ def plain_linear(graph_module: fx.GraphModule) -> None:
 
 
 assert fused_ops  # registers rlsd::attention and its companions
+
+
+LARGEST_ROW = 1024  # of the LayerNorm kernel: kernels/norm/rows.py, WIDTHS
+
+
+def fuse_rows(graph_module: fx.GraphModule) -> None:
+    """LayerNorm and GELU whose pull-backs are one node: `rlsd::layer_norm`, `rlsd::gelu`. Others stay as they are."""
+    ours = torch.ops.rlsd
+    for node in calls(graph_module, aten.layer_norm.default):
+        x, shape, weight, bias, epsilon, _ = arguments(node, None, None, None, None, 1e-5, True)
+        channels = x.meta["val"].shape[-1]
+        fits = list(shape) == [channels] and channels % LANES == 0 and channels <= LARGEST_ROW
+        if fits and None not in (weight, bias):
+            _put(graph_module, node, ours.layer_norm.default, (x, weight, bias, epsilon))
+    for node in calls(graph_module, aten.gelu.default):
+        x, kind = node.args[0], node.kwargs.get("approximate", "none")
+        if kind == "none" and x.meta["val"].dim() >= 2 and x.meta["val"].numel() % LANES == 0:
+            _put(graph_module, node, ours.gelu.default, (x,))
+
+
+def _put(graph_module: fx.GraphModule, node: fx.Node, target: object, args: tuple) -> None:
+    with graph_module.graph.inserting_before(node):
+        fused = graph_module.graph.call_function(target, args)  # type: ignore[arg-type]
+    replace(node, fused)

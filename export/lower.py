@@ -231,6 +231,67 @@ def _bias_residual(node: NodeProto) -> Nodes:
     yield helper.make_node("Mul", [f"{y}/sum", f"{y}/gate"], [y])
 
 
+def _node(op: str, y: str, *given: str) -> NodeProto:
+    return helper.make_node(op, [*given], [y])
+
+
+def _number(name: str, value: float) -> NodeProto:
+    return helper.make_node("Constant", [], [name], value_float=value)
+
+
+def _layer_norm_pull(node: NodeProto) -> Nodes:
+    cotangent, x, weight, *added = node.input
+    y = node.output[0]
+    yield _integers(f"{y}/axis", -1)
+    yield _node("ReduceMean", f"{y}/mean", x, f"{y}/axis")
+    yield _node("Sub", f"{y}/centred", x, f"{y}/mean")
+    yield _node("Mul", f"{y}/square", f"{y}/centred", f"{y}/centred")
+    yield _node("ReduceMean", f"{y}/variance", f"{y}/square", f"{y}/axis")
+    yield _number(f"{y}/epsilon", _attributes(node)["epsilon"])
+    yield _node("Add", f"{y}/sum", f"{y}/variance", f"{y}/epsilon")
+    yield _node("Sqrt", f"{y}/root", f"{y}/sum")
+    yield _node("Div", f"{y}/normal", f"{y}/centred", f"{y}/root")
+    yield _node("Mul", f"{y}/pulled", cotangent, weight)
+    yield _node("ReduceMean", f"{y}/first", f"{y}/pulled", f"{y}/axis")
+    yield _node("Mul", f"{y}/product", f"{y}/pulled", f"{y}/normal")
+    yield _node("ReduceMean", f"{y}/second", f"{y}/product", f"{y}/axis")
+    yield _node("Mul", f"{y}/along", f"{y}/normal", f"{y}/second")
+    yield _node("Sub", f"{y}/less", f"{y}/pulled", f"{y}/first")
+    yield _node("Sub", f"{y}/left", f"{y}/less", f"{y}/along")
+    yield _node("Div", f"{y}/alone", f"{y}/left", f"{y}/root")
+    yield from _sum([f"{y}/alone", *added], y)
+
+
+def _gelu_pull(node: NodeProto) -> Nodes:
+    cotangent, x = node.input
+    y = node.output[0]
+    for name, value in (("middle", 0.5), ("root", 0.5**0.5), ("minus", -0.5), ("density", (2 * np.pi) ** -0.5)):
+        yield _number(f"{y}/{name}", value)
+    yield _node("Mul", f"{y}/x", x, f"{y}/root")
+    yield _node("Erf", f"{y}/erf", f"{y}/x")
+    yield _node("Mul", f"{y}/halved", f"{y}/erf", f"{y}/middle")
+    yield _node("Add", f"{y}/below", f"{y}/halved", f"{y}/middle")
+    yield _node("Mul", f"{y}/square", x, x)
+    yield _node("Mul", f"{y}/exponent", f"{y}/square", f"{y}/minus")
+    yield _node("Exp", f"{y}/exp", f"{y}/exponent")
+    yield _node("Mul", f"{y}/scaled", f"{y}/exp", f"{y}/density")
+    yield _node("Mul", f"{y}/slope", x, f"{y}/scaled")
+    yield _node("Add", f"{y}/derivative", f"{y}/below", f"{y}/slope")
+    yield _node("Mul", y, cotangent, f"{y}/derivative")
+
+
+def _softmax_pull(node: NodeProto) -> Nodes:
+    cotangent, p = node.input
+    y = node.output[0]
+    yield _integers(f"{y}/axis", -1)
+    yield _number(f"{y}/scale", _attributes(node)["scale"])
+    yield _node("Mul", f"{y}/product", cotangent, p)
+    yield _node("ReduceSum", f"{y}/total", f"{y}/product", f"{y}/axis")
+    yield _node("Sub", f"{y}/left", cotangent, f"{y}/total")
+    yield _node("Mul", f"{y}/pulled", p, f"{y}/left")
+    yield _node("Mul", y, f"{y}/pulled", f"{y}/scale")
+
+
 _RULES: dict[str, Callable[[NodeProto], Nodes]] = {
     "NhwcConv": _convolution,
     "GroupNormNhwc": _group_norm,
@@ -239,4 +300,7 @@ _RULES: dict[str, Callable[[NodeProto], Nodes]] = {
     "InterleavePullNhwc": _interleave_pull,
     "BiasSplitGelu": _geglu,
     "BiasResidual": _bias_residual,
+    "LayerNormPull": _layer_norm_pull,
+    "GeluPull": _gelu_pull,
+    "SoftmaxPull": _softmax_pull,
 }

@@ -105,7 +105,11 @@ _ADD_GROUP_NORM = _operator("AddGroupNormNhwc", "x residual weight bias [x_bias]
 _BIAS_RESIDUAL = _operator("BiasResidual", "x bias [residual]", "y", silu=_INT)
 _INTERLEAVE = [_operator(name, "phases [bias]", "image") for name in ("Interleave", "InterleaveNhwc")]
 _INTERLEAVE_PULL = [_operator(name, "image", "phases") for name in ("InterleavePull", "InterleavePullNhwc")]
+_LAYER_NORM_PULL = _operator("LayerNormPull", "cotangent x weight [added]", "x_cotangent", epsilon=_FLOAT)
+_GELU_PULL = _operator("GeluPull", "cotangent x", "x_cotangent")
+_SOFTMAX_PULL = _operator("SoftmaxPull", "cotangent y", "x_cotangent", scale=_FLOAT)
 _CONV = _operator("NhwcConv", "x weight [bias]", "y", CONTRIB, kernel_shape=_INTS, strides=_INTS, pads=_INTS)
+_PRODUCT = _operator("FusedMatMul", "left right", "y", CONTRIB, transA=_INT, transB=_INT, alpha=_FLOAT)
 _ATTENTION = _operator("MultiHeadAttention", "query key value", "y", CONTRIB, num_heads=_INT)
 _GEGLU = _operator("BiasSplitGelu", "x bias", "y", CONTRIB)
 
@@ -153,6 +157,10 @@ def _linear(x, weight, bias):  # type: ignore[no-untyped-def]
     return product if bias is None else opset20.Add(product, bias)
 
 
+def _product(left, right, across: Sequence[bool], scale: float = 1.0):  # type: ignore[no-untyped-def]
+    return _PRODUCT(left, right, transA=int(across[0]), transB=int(across[1]), alpha=scale)
+
+
 def _attention(query, key, value, heads: int):  # type: ignore[no-untyped-def]
     return _ATTENTION(query, key, value, num_heads=heads)
 
@@ -166,6 +174,14 @@ def _layer_norm(x, shape: Sequence[int], weight, bias, epsilon: float):  # type:
     return y, *(opset20.CastLike(value, x) if x.dtype == ir.DataType.FLOAT16 else value for value in statistics)
 
 
+def _layer_norm_alone(x, weight, bias, epsilon: float):  # type: ignore[no-untyped-def]
+    return opset20.LayerNormalization(x, weight, bias, axis=-1, epsilon=epsilon)[0]
+
+
+def _layer_norm_pull(cotangent, x, weight, epsilon: float, added=None):  # type: ignore[no-untyped-def]
+    return _LAYER_NORM_PULL(*_given(cotangent, x, weight, added), epsilon=epsilon)
+
+
 _TRANSLATIONS = {
     torch.ops.aten.native_layer_norm.default: _layer_norm,
     torch.ops.rlsd.group_norm.default: _group_norm,
@@ -177,7 +193,13 @@ _TRANSLATIONS = {
     torch.ops.rlsd.interleave_pull.default: lambda image, last=False: _INTERLEAVE_PULL[last](image),
     torch.ops.rlsd.conv_nhwc.default: _conv_nhwc,
     torch.ops.rlsd.linear.default: _linear,
+    torch.ops.rlsd.product.default: _product,
     torch.ops.rlsd.attention.default: _attention,
+    torch.ops.rlsd.layer_norm.default: _layer_norm_alone,
+    torch.ops.rlsd.layer_norm_pull.default: _layer_norm_pull,
+    torch.ops.rlsd.gelu.default: lambda x: opset20.Gelu(x),
+    torch.ops.rlsd.gelu_pull.default: lambda cotangent, x: _GELU_PULL(cotangent, x),
+    torch.ops.rlsd.softmax_pull.default: lambda cotangent, y, scale=1.0: _SOFTMAX_PULL(cotangent, y, scale=scale),
     torch.ops.rlsd.round_through.default: lambda x: opset20.Round(x),
     torch.ops.rlsd.geglu.default: lambda x, bias: _GEGLU(x, bias),
 }

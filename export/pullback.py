@@ -35,10 +35,13 @@ KEPT = {
     torch.ops.rlsd.add_group_norm_nhwc.default,
     torch.ops.rlsd.interleave.default,
     torch.ops.rlsd.conv_nhwc.default,
+    torch.ops.rlsd.linear.default,
+    torch.ops.rlsd.product.default,
     torch.ops.rlsd.attention.default,
+    torch.ops.rlsd.layer_norm.default,
 }
 # Where memory is dearer than matrix products of the size of attention: their results are recomputed, too.
-RECOMPUTED_ON_CUDA = frozenset({aten.bmm.default, aten._softmax.default})
+RECOMPUTED_ON_CUDA = frozenset({aten.bmm.default, aten._softmax.default, torch.ops.rlsd.product.default})
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,9 @@ def _cut(traced: fx.GraphModule, weights: list[Tensor], names: list[str], worth:
     y, pulled = next(node for node in traced.graph.nodes if node.op == "output").args[0]
     _fold_constants(traced, constants)
     late = _reachable(traced.graph, cotangent) | {pulled}
-    normalised = {node.args[0] for node in traced.graph.nodes if node.target == torch.ops.rlsd.group_norm.default}
+    ours = torch.ops.rlsd
+    norms = (ours.group_norm.default, ours.layer_norm.default, aten.native_layer_norm.default)
+    normalised = {node.args[0] for node in traced.graph.nodes if node.target in norms}
 
     def keep(node: fx.Node) -> bool:
         # The input of a normalisation even where it is a sum: it is there anyway, and its summands need not be kept.

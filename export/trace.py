@@ -18,7 +18,7 @@ from rlsd.export import ops
 from rlsd.export.channels_last import channels_last
 from rlsd.export.fused_biases import fuse_biases
 from rlsd.export.fused_sums import fuse_sums
-from rlsd.export.fusions import drop_no_ops, fuse_attention, fuse_geglu, plain_linear
+from rlsd.export.fusions import drop_no_ops, fuse_attention, fuse_geglu, fuse_rows, plain_linear
 from rlsd.export.graph import add_buffer, arguments, calls, constant, replace
 from rlsd.export.padding import plain_padding
 
@@ -137,6 +137,7 @@ REWRITES: dict[str, Callable[[fx.GraphModule], None]] = {
 CUDA_REWRITES: dict[str, Callable[[fx.GraphModule], None]] = {
     "attention": fuse_attention,
     "geglu": fuse_geglu,
+    "rows": fuse_rows,
     "linear": plain_linear,
     "channels_last": channels_last,
     "sums": fuse_sums,

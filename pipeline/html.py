@@ -41,7 +41,7 @@ def to_html(report: Mapping[str, Any]) -> str:
     lead = (
         f"{count} with the prior <b>{escape(bundle['name'])}</b> on {escape(report['created'])}: "
         f"{time['particle_steps']:,} particle-steps in {time['seconds']:.1f} s"
-        + (f", {rate:,.0f} a second on {time['threads']} threads" if rate else "")
+        + (f", {rate:,.0f} a second on {escape(time['where'])}" if rate else "")
     )
     files = " ".join(f'<a href="{name}">{name}</a>' for name in ("report.json", "items.csv", "particles.csv"))
     parts = [

@@ -78,12 +78,13 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
 
 def times(engine: Engine, seconds: float) -> dict[str, Any]:
     """Wall time, rate, and the seconds of each phase summed over the engine's threads."""
-    stats = engine.stats()
-    wall = float(stats["wall"])
+    stats, facts = engine.stats(), engine.describe()
+    wall, threads = float(stats["wall"]), int(facts.get("threads", ["0"])[0])
     return {
         "seconds": round(seconds, 3),
         "engine_seconds": round(wall, 3),
-        "threads": int((engine.describe().get("threads") or ["0"])[0]),
+        "threads": threads,
+        "where": facts["device"][0] if engine.on_gpu else f"{threads} threads",
         "particle_steps": int(stats["particle_steps"]),
         "particle_steps_per_second": round(stats["particle_steps"] / wall, 1) if wall > 0 else None,
         "thread_seconds": {phase: round(float(stats[phase]), 3) for phase in PHASES},

@@ -177,7 +177,7 @@ def show_results(report: Mapping[str, Any], console: Console) -> None:
     rate = time["particle_steps_per_second"]
     console.print(
         f"{time['particle_steps']:,} particle-steps in {time['seconds']:.1f} s"
-        + (f", {rate:,.0f} a second on {time['threads']} threads" if rate else ""),
+        + (f", {rate:,.0f} a second on {time['where']}" if rate else ""),
         highlight=False,
     )
 

@@ -47,7 +47,7 @@ class FakeEngine:
         self.path, self.name = Path(bundle), "fake"
         self.image_shape, self.latent_shape = (channels, 32, 32), (2, 4, 4)
         self.context_shape, self.contexts, self.timesteps, self.feature_dim = (1, 4), ["cat", "dog"], 1000, 6
-        self.bytes_per_particle = 1 << 20
+        self.bytes_per_particle, self.on_gpu = 1 << 20, False
         self.padding, self.broken, self.on_tick = padding, set(broken), on_tick
         self.handles, self.steps, self.cancelled, self.closed, self.jobs = [], 0, False, False, []
         c = channels

@@ -125,6 +125,18 @@ class Graph:
         wanted = naive.bias_residual(*map(torch.tensor, given), silu=residual)
         self.add("BiasResidual", given, [name], [wanted], silu=int(residual))
 
+    def layer_norm_pull(self, name: str, channels: int, added: bool) -> None:
+        cotangent, x, more = (normal(3, 2, channels, kind=self.kind) for _ in range(3))
+        given = [cotangent, x, normal(channels), *([more] if added else [])]
+        first, other = map(torch.tensor, given[:3]), [torch.tensor(each) for each in given[3:]]
+        wanted = naive.layer_norm_pull(*first, EPSILON, *other)
+        self.add("LayerNormPull", given, [name], [wanted], epsilon=EPSILON)
+
+    def softmax_pull(self, name: str, columns: int) -> None:
+        cotangent, y = (normal(2, 3, columns, kind=self.kind) for _ in range(2))
+        wanted = naive.softmax_pull(torch.tensor(cotangent), torch.tensor(y), 0.25)
+        self.add("SoftmaxPull", [cotangent, y], [name], [wanted], scale=0.25)
+
 
 def graph_of_all(kind: type) -> Graph:
     graph = Graph(kind)
@@ -147,6 +159,12 @@ def graph_of_all(kind: type) -> Graph:
     bias = normal(16)
     wanted = naive.interleave(torch.tensor(phases), "blocks", torch.tensor(bias))
     graph.add("InterleaveNhwc", [phases, bias], ["image with bias"], [wanted])
+    graph.layer_norm_pull("row", 48, added=False)
+    graph.layer_norm_pull("long row and more", 768, added=True)
+    cotangent, x = normal(2, 5, 32, kind=kind), normal(2, 5, 32, kind=kind)
+    graph.add("GeluPull", [cotangent, x], ["gate"], [naive.gelu_pull(torch.tensor(cotangent), torch.tensor(x))])
+    graph.softmax_pull("odd softmax", 13)
+    graph.softmax_pull("softmax", 1040)
     graph.add("InterleavePullNhwc", [image], ["phases of image"], [naive.interleave_pull(torch.tensor(image))])
     return graph
 
@@ -161,7 +179,7 @@ def test_every_operator_is_its_definition(fake, tmp_path, kind):
         assert difference(found[name], want.astype(np.float32)) < 2e-3, name
     ending = {np.float16: "fp16", np.float32: "fp32"}[kind]
     launched = {line.split()[1] for line in fake.log() if line.startswith("cuLaunchKernel")}
-    assert len(launched) == 10 and all(name.endswith(ending) for name in launched)
+    assert len(launched) == 15 and all(name.endswith(ending) for name in launched)
 
 
 X, WEIGHTS, STATISTICS = (2, 3, 2, 32), [(32,), (32,)], [(2, 8), (2, 8)]
@@ -202,6 +220,15 @@ REFUSED = [
     ("InterleavePullNhwc", [(1, 3, 4, 16)], None, "image has shape"),
     ("InterleavePullNhwc", [(1, 4, 3, 16)], None, "image has shape"),
     ("InterleavePullNhwc", [(1, 4, 4, 8)], None, "a multiple of 16"),
+    ("LayerNormPull", [(2, 24), (2, 24), (24,)], None, r"x has shape \[2, 24\]"),
+    ("LayerNormPull", [(1, 1040), (1, 1040), (1040,)], None, "with more than 1024 channels"),
+    ("LayerNormPull", [(1, 32), (2, 32), (32,)], None, r"input 0 has shape \[1, 32\], \[2, 32\] is needed"),
+    ("LayerNormPull", [(2, 32), (2, 32), (32,), (2, 16)], None, "input 3 has shape"),
+    ("GeluPull", [(3, 5), (3, 5)], None, r"x has shape \[3, 5\], a multiple of 16 values is needed"),
+    ("GeluPull", [(2, 8), (4, 8)], None, "input 0 has shape"),
+    ("GeluPull", [(0, 16), (0, 16)], None, "x has shape"),
+    ("SoftmaxPull", [(5,), (5,)], None, r"y has shape \[5\], \[..., columns\] is needed"),
+    ("SoftmaxPull", [(2, 5), (2, 6)], None, "input 0 has shape"),
 ]  # fmt: skip
 
 

@@ -17,7 +17,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from norm_case import DEVICE, affine, double, normal  # noqa: E402
+from norm_case import DEVICE, affine, check, double, launching_fixture, normal  # noqa: E402, F401
 
 from rlsd.kernels import norm  # noqa: E402
 from rlsd.kernels.norm import elementwise, forward, naive, pull, tiles  # noqa: E402
@@ -32,43 +32,10 @@ SHAPES = [  # [B, H, W, C], groups
     ((1, 3, 5, 240), 3),  # groups of 80
     ((2, 4, 3, 64), 16),  # groups of 4
 ]
-PAD = 64  # values beside each buffer
-
-
-@pytest.fixture()
-def launching(monkeypatch):
-    """Outputs and workspaces begin as NaN, and nothing may be written beside them."""
-    buffers = []
-
-    def empty(*shape, dtype=torch.float32, device=None):
-        shape = shape[0] if isinstance(shape[0], tuple) else shape
-        buffers.append(torch.full((math.prod(shape) + 2 * PAD,), math.nan, dtype=dtype, device=device))
-        return buffers[-1][PAD:-PAD].view(shape)
-
-    monkeypatch.setattr(torch, "empty", empty)
-    monkeypatch.setattr(torch, "empty_like", lambda x: empty(tuple(x.shape), dtype=x.dtype, device=x.device))
-    yield buffers
-    for buffer in buffers:
-        assert buffer[:PAD].isnan().all() and buffer[-PAD:].isnan().all(), "written beside a buffer"
 
 
 kernels = pytest.mark.usefixtures("launching")
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")  # NumPy's
-
-
-def check(ours, plain, exact, tiny=2e-7):
-    """`tiny`: the absolute term, in units of the largest exact value. On a GPU exponential, reciprocal root and
-    quotient of float32 are approximations, a few units in the last place off; the interpreter computes them exactly.
-    """
-    if DEVICE.type == "cuda" and ours[0].dtype == torch.float32:
-        tiny = max(tiny, 1e-6)
-    for a, b, reference in zip(ours, plain, exact, strict=True):
-        assert a.shape == b.shape and a.dtype == b.dtype and a.isfinite().all()
-        if a.dtype == torch.bfloat16 and DEVICE.type == "cpu":  # the interpreter drops the bits that a GPU rounds
-            b = (reference.float().view(torch.int32) & -65536).view(torch.float32)
-        scale = reference.abs().max().item()
-        mine, theirs = ((v.double() - reference).abs().max().item() for v in (a, b))
-        assert mine <= 2 * theirs + tiny * max(scale, 1.0), (mine, theirs, scale)
 
 
 def check_forward(x, residual, weight, bias, groups, silu, tiny=2e-7, x_bias=None):
@@ -273,8 +240,11 @@ for kernel in [*KERNELS, *PRECISE_KERNELS]:
     code = machine_code(kernel, 90)
     wide = sum(count for name, count in code.accesses.items() if ".128" in name)
     narrow = sum(count for name, count in code.accesses.items() if name.startswith("STG") and ".128" not in name)
-    assert code.spilled == 0 and wide >= 8 and narrow <= 2, (kernel.name, code)  # two statistics of a group
-    assert code.loop is None or code.loop / code.values < 32, (kernel.name, code)
+    odd = kernel.name.startswith("softmax_pull_any")  # rows of any length: value by value
+    least = 8 if "ROWS" in kernel.constants else 3
+    assert code.spilled == 0, (kernel.name, code)
+    assert odd or (wide >= least and narrow <= 2), (kernel.name, code)  # two statistics of a group
+    assert code.loop is None or code.values is None or code.loop / code.values < 32, (kernel.name, code)
     print(cubin.line)
 """
 
@@ -285,4 +255,4 @@ def test_every_kernel_compiles_without_a_gpu():
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
     assert [line[1] for line in lines] == [kernel.name for kernel in (*norm.KERNELS, *norm.PRECISE_KERNELS)]
-    assert all({"ROWS", "BLOCK"} <= {word.split("=")[0] for word in line if "=" in word} for line in lines)
+    assert all("BLOCK" in {word.split("=")[0] for word in line if "=" in word} for line in lines)

@@ -126,6 +126,33 @@ def _other_cases(batch: int) -> list[Case]:
     return cases
 
 
+def _row_cases(batch: int) -> list[Case]:
+    """Of a vision transformer with 197 tokens of 384 channels, and of the decoder's attention."""
+    cases = []
+    tokens, channels = batch * 197, 384
+    norms, gates = tokens * channels, tokens * 4 * channels
+
+    def like(*shape: int) -> Callable[[torch.device], Sequence[Any]]:
+        return lambda device: [_random(device, *shape, seed=seed).half() for seed in (0, 1)]
+
+    def pulled(device: torch.device) -> Sequence[Any]:
+        weight = _random(device, channels)
+        return (*like(tokens, channels)(device), weight, 1e-6, _random(device, tokens, channels).half())
+
+    title = f"LayerNorm pull {tokens}x{channels}"
+    moved = 4 * HALF * norms + FLOAT * channels
+    cases.append(Case(title, pulled, norm.layer_norm_pull, naive.layer_norm_pull, moved, 16 * norms))
+    shape = (tokens, 4 * channels)
+    title = f"GELU pull {tokens}x{4 * channels}"
+    cases.append(Case(title, like(*shape), norm.gelu_pull, naive.gelu_pull, 3 * HALF * gates, 16 * gates))
+    for rows, columns in ((batch * 6 * 197, 197), (batch * 4096, 4096)):
+        values = rows * columns
+        title = f"softmax pull {rows}x{columns}"
+        moved = 3 * HALF * values
+        cases.append(Case(title, like(rows, columns), norm.softmax_pull, naive.softmax_pull, moved, 6 * values))
+    return cases
+
+
 CASES: list[Case] = [
     case
     for batch in BATCHES
@@ -133,5 +160,6 @@ CASES: list[Case] = [
         *(c for channels, side in DECODER for c in _norm_cases((batch, channels, side), decoder=True)),
         *(c for channels, side in NOISE_PREDICTOR for c in _norm_cases((batch, channels, side), decoder=False)),
         *_other_cases(batch),
+        *_row_cases(batch),
     )
 ]

@@ -1,115 +1,19 @@
 #include "device_ops.h"
 
-#include "operator.h"
+#include "device_call.h"
 
 #include <algorithm>
 #include <cstdlib>
 #include <deque>
-#include <functional>
-#include <numeric>
 
 namespace rlsd::ort {
 namespace {
 
 using cuda::ceil_div;
-using cuda::DevicePointer;
 
 constexpr std::int64_t chunks_at_most = 128;             // kernels/norm/tiles.py: CHUNKS
 constexpr std::int64_t block_rows = 64, block_lanes = 64;  // kernels/norm/elementwise.py: ROWS, BLOCK
-constexpr std::int64_t lanes_at_once = 16;               // what channels must be a multiple of
 constexpr std::size_t scratch_bytes = std::size_t(8) << 20;
-
-// What the operators of one engine share: its kernels, and memory between two launches, which follow each other on one
-// stream.
-struct Shared {
-    const cuda::Device &device;
-    cuda::Kernels &kernels;
-    cuda::Buffer scratch;
-};
-
-// One node's operator: a description, and the numeric type of this version of it.
-struct DeviceOperator : Operator {
-    Shared *shared;
-    Type type;
-    std::size_t inputs_required, inputs, outputs;
-    void (*compute)(const struct DeviceNode &, OrtKernelContext *);
-};
-
-struct DeviceNode {
-    const DeviceOperator *op;
-    std::string name;
-    std::int64_t groups = 0, silu = 0;
-    float epsilon = 1e-5f;
-};
-
-// The tensors of one call.
-struct Call {
-    const DeviceNode &node;
-    OrtKernelContext *context;
-    const Api &api = *node.op->api;
-    std::size_t given = count();
-
-    Input in(std::size_t index) const { return input(api, context, index, what(index).c_str()); }
-    Shape shape(std::size_t index) const { return in(index).shape; }
-    DevicePointer at(std::size_t index) const { return address(in(index).data); }
-    // An optional input may be left out between others.
-    bool has(std::size_t index) const {
-        const OrtValue *value = nullptr;
-        if (index < given) api.check(api.kernel_input(context, index, &value), what(index).c_str());
-        return value != nullptr;
-    }
-
-    // A tensor that must have this shape.
-    DevicePointer at(std::size_t index, const Shape &wanted) const {
-        const Input tensor = in(index);
-        expect(tensor, wanted, what(index).c_str());
-        return address(tensor.data);
-    }
-
-    DevicePointer out(std::size_t index, const Shape &shape) const {
-        return address(output(api, context, index, shape, node.name.c_str()));
-    }
-
-    // ONNX Runtime must work on the engine's stream: on another one nothing would wait for anything. Off a GPU
-    // (Driver::hosted) the default one, which is immediate.
-    cuda::StreamHandle *stream() const {
-        const cuda::Device &device = node.op->shared->device;
-        if (device.driver().hosted) return nullptr;
-        void *stream = nullptr;
-        api.check(api.compute_stream(context, &stream), "cannot read the stream");
-        if (stream != device.stream()) throw OperatorError(node.name + ": ONNX Runtime does not work on the engine's stream");
-        return device.stream();
-    }
-
-    const cuda::Kernel &kernel(const std::string &name) const {
-        return node.op->shared->kernels.get(name + (node.op->type == Type::float16 ? "_fp16" : "_fp32"));
-    }
-
-  private:
-    static DevicePointer address(const void *pointer) { return reinterpret_cast<DevicePointer>(pointer); }
-    std::string what(std::size_t index) const { return node.name + ": input " + std::to_string(index); }
-    std::size_t count() const {
-        std::size_t number = 0;
-        api.check(api.kernel_input_count(context, &number), "cannot count inputs");
-        return number;
-    }
-};
-
-std::int32_t small(std::int64_t value) { return static_cast<std::int32_t>(value); }
-
-std::int64_t product(const Shape &shape, std::size_t from, std::size_t to) {
-    return std::accumulate(shape.size.begin() + std::ptrdiff_t(from), shape.size.begin() + std::ptrdiff_t(to),
-                           std::int64_t(1), std::multiplies<>());
-}
-
-bool is_empty(const Shape &shape) { return product(shape, 0, shape.rank) == 0; }
-
-std::int64_t channels_of(const Shape &x, const std::string &name) {
-    if (x.rank < 2 || is_empty(x) || x.size[x.rank - 1] % lanes_at_once != 0)
-        throw OperatorError(name + ": x has shape " + x.text() + ", [batch, ..., channels] is needed, which is not empty, "
-                                                                 "with a multiple of 16 channels");
-    return x.size[x.rank - 1];
-}
 
 // What a GroupNorm adds to every pixel of x first: `rows` of it, one a sample or one for all, or none.
 struct Bias {
@@ -276,6 +180,9 @@ const Description descriptions[] = {
     {"BiasResidual", 2, 3, 1, bias_residual, {1}},
     {"InterleaveNhwc", 1, 2, 1, interleave, {1}},
     {"InterleavePullNhwc", 1, 1, 1, interleave_pull, {}},
+    {"LayerNormPull", 3, 4, 1, layer_norm_pull, {2}},
+    {"GeluPull", 2, 2, 1, gelu_pull, {}},
+    {"SoftmaxPull", 2, 2, 1, softmax_pull, {}},
 };
 
 const DeviceOperator &self(const OrtCustomOp *op) { return *static_cast<const DeviceOperator *>(static_cast<const Operator *>(op)); }
@@ -312,6 +219,7 @@ OrtStatus *create(const OrtCustomOp *op, const OrtApi *, const OrtKernelInfo *in
         read_attribute(api, api.kernel_attribute_int64, info, "groups", node->groups);
         read_attribute(api, api.kernel_attribute_int64, info, "silu", node->silu);
         read_attribute(api, api.kernel_attribute_float, info, "epsilon", node->epsilon);
+        read_attribute(api, api.kernel_attribute_float, info, "scale", node->scale);
         *out = node.release();
     });
 }

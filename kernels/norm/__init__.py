@@ -1,4 +1,5 @@
-"""GroupNorm+SiLU, its pull-back, bias and residual epilogues, and the upsampling interleave; channels last.
+"""GroupNorm+SiLU, its pull-back, bias and residual epilogues, and the upsampling interleave; channels last. And the
+pull-backs of a transformer's LayerNorm, GELU and softmax, each in one pass.
 
 Weights and biases are float32: they are read once a program, so halves would save nothing, and rounding them would
 move every value of a channel by up to 1/2000. x_bias alone has the type of x, being a row of a table that a network
@@ -8,14 +9,17 @@ computed, or a bias that a convolution would have added in that type.
 from __future__ import annotations
 
 from rlsd.kernels.aot import Kernel
-from rlsd.kernels.norm import elementwise, forward, pull, tiles
+from rlsd.kernels.norm import elementwise, forward, pull, rows, tiles
 from rlsd.kernels.norm.ops import (
     add_group_norm,
     bias_residual,
+    gelu_pull,
     group_norm,
     group_norm_pull,
     interleave,
     interleave_pull,
+    layer_norm_pull,
+    softmax_pull,
 )
 
 __all__ = [
@@ -23,10 +27,13 @@ __all__ = [
     "PRECISE_KERNELS",
     "add_group_norm",
     "bias_residual",
+    "gelu_pull",
     "group_norm",
     "group_norm_pull",
     "interleave",
     "interleave_pull",
+    "layer_norm_pull",
+    "softmax_pull",
 ]
 
 _FLOAT = "*fp32"
@@ -87,6 +94,33 @@ def _kernels(kind: str) -> list[Kernel]:
         _copy(
             "interleave_pull", kind, elementwise.interleave_pull_kernel, {"image": data, "phases": data, **_PLANE},
             **blocks,
+        ),
+        *_row_kernels(kind),
+    ]  # fmt: skip
+
+
+def _row_kernels(kind: str) -> list[Kernel]:
+    """Those of transformers. Rows of a multiple of 16 columns are read 16 bytes at a time, others value by value."""
+    data = f"*{kind}"
+    normed = {
+        "cotangent": data, "x": data, "weight": _FLOAT, "added": data, "out": data, "channels": "i32:16",
+        "epsilon": "fp32", "add": "i32",
+    }  # fmt: skip
+    flat = {"cotangent": data, "x": data, "out": data}
+    pulled = {"cotangent": data, "y": data, "out": data, "columns": "i32", "scale": "fp32"}
+    block = {"BLOCK": rows.BLOCK}
+    return [
+        *(
+            Kernel(f"layer_norm_pull_{n}_{kind}", rows.layer_norm_pull_kernel, normed, {"BLOCK": n}, rows.warps(n))
+            for n in rows.WIDTHS
+        ),
+        Kernel(f"gelu_pull_{kind}", rows.gelu_pull_kernel, {**flat, "size": "i32:16"}, block, rows.warps(rows.BLOCK)),
+        *(
+            Kernel(
+                f"softmax_pull_{name}_{kind}", rows.softmax_pull_kernel, {**pulled, "columns": columns},
+                {"BLOCK": lanes}, rows.warps(lanes),
+            )
+            for name, columns, lanes in (("wide", "i32:16", rows.BLOCK), ("any", "i32", 256))
         ),
     ]  # fmt: skip
 

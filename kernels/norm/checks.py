@@ -59,6 +59,12 @@ def vector(name: str, value: Tensor, x: Tensor) -> None:
         )
 
 
+def small(epsilon: float) -> None:
+    """What is added to a variance."""
+    if not 0 <= epsilon < math.inf:
+        raise ValueError(f"epsilon is {epsilon}, but must be finite and at least 0")
+
+
 def norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float) -> None:
     """What every GroupNorm is given."""
     image("x", x)
@@ -66,8 +72,7 @@ def norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float) -
     vector("bias", bias, x)
     if groups < 1 or x.shape[3] % groups:
         raise ValueError(f"groups is {groups}, but must divide the {x.shape[3]} channels of x")
-    if not 0 <= epsilon < math.inf:
-        raise ValueError(f"epsilon is {epsilon}, but must be finite and at least 0")
+    small(epsilon)
 
 
 def statistic(name: str, value: Tensor, x: Tensor, groups: int) -> None:

@@ -106,3 +106,34 @@ def interleave_pull(cotangent: Tensor, order: str = "blocks") -> Tensor:
     apart = padded.reshape(batch, height // 2, 2, width // 2, 2, channels)  # [B, H + 1, a, W + 1, b, C]
     apart = apart.permute(0, 1, 3, 5, 2, 4) if order == "shuffle" else apart.permute(0, 1, 3, 2, 4, 5)
     return apart.reshape(batch, height // 2, width // 2, 4 * channels).contiguous()
+
+
+def layer_norm_pull(
+    cotangent: Tensor, x: Tensor, weight: Tensor, epsilon: float, added: Tensor | None = None
+) -> Tensor:
+    """The cotangent of x, given that of weight * (x - mean) * rstd + bias along the last axis (Ba et al., 2016).
+
+    cotangent, x: [..., C]; weight: [C]; added: like x, what reaches x on another way.
+    """
+    value = x.to(precise(x.dtype))
+    centred = value - value.mean(-1, keepdim=True)
+    rstd = (centred.square().mean(-1, keepdim=True) + epsilon).rsqrt()
+    normal, pulled = centred * rstd, cotangent * weight.to(value.dtype)
+    projected = pulled - pulled.mean(-1, keepdim=True) - normal * (pulled * normal).mean(-1, keepdim=True)
+    result = projected * rstd
+    return (result if added is None else result + added).to(x.dtype)
+
+
+def gelu_pull(cotangent: Tensor, x: Tensor) -> Tensor:
+    """The cotangent of x, given that of x Phi(x), Phi the normal distribution (Hendrycks and Gimpel, 2016)."""
+    value = x.to(precise(x.dtype))
+    below = 0.5 + 0.5 * torch.erf(value * 0.5**0.5)
+    density = torch.exp(-0.5 * value * value) * (2 * torch.pi) ** -0.5
+    return (cotangent * (below + value * density)).to(x.dtype)
+
+
+def softmax_pull(cotangent: Tensor, y: Tensor, scale: float = 1.0) -> Tensor:
+    """The cotangent of x times scale, given that of y = softmax(x) along the last axis: [..., columns]."""
+    value = y.to(precise(y.dtype))
+    wanted = cotangent.to(value.dtype)
+    return (value * (wanted - (value * wanted).sum(-1, keepdim=True)) * scale).to(y.dtype)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlsd.kernels.norm import checks, elementwise, forward, naive, pull
+from rlsd.kernels.norm import checks, elementwise, forward, naive, pull, rows
 
 
 @torch.library.custom_op("rlsd::group_norm_nhwc", mutates_args=())
@@ -215,6 +215,54 @@ def _backward_interleave(ctx, cotangent):  # type: ignore[no-untyped-def]
 
 
 interleave.register_autograd(_backward_interleave, setup_context=_keep_order)
+
+
+@torch.library.custom_op("rlsd::layer_norm_pull", mutates_args=())
+def layer_norm_pull(
+    cotangent: Tensor, x: Tensor, weight: Tensor, epsilon: float, added: Tensor | None = None
+) -> Tensor:
+    """The cotangent of x, given that of its LayerNorm along the last axis, plus `added`: [..., C], weight [C]."""
+    checks.rows("x", x)
+    checks.like("cotangent", cotangent, x)
+    checks.vector("weight", weight, x)
+    checks.small(epsilon)
+    if added is not None:
+        checks.like("added", added, x)
+    with torch.cuda.device_of(x):
+        return (rows if _on_device(x) else naive).layer_norm_pull(cotangent, x, weight, epsilon, added)
+
+
+@layer_norm_pull.register_fake
+def _(cotangent: Tensor, x: Tensor, *rest: object) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("rlsd::gelu_pull", mutates_args=())
+def gelu_pull(cotangent: Tensor, x: Tensor) -> Tensor:
+    """The cotangent of x, given that of GELU(x) in its exact form: like x, at least two axes."""
+    checks.rows("x", x)
+    checks.like("cotangent", cotangent, x)
+    with torch.cuda.device_of(x):
+        return (rows if _on_device(x) else naive).gelu_pull(cotangent, x)
+
+
+@gelu_pull.register_fake
+def _(cotangent: Tensor, x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("rlsd::softmax_pull", mutates_args=())
+def softmax_pull(cotangent: Tensor, y: Tensor, scale: float = 1.0) -> Tensor:
+    """The cotangent of x times `scale`, given that of y = softmax(x) along the last axis: like y [..., columns]."""
+    checks.rows("y", y)
+    checks.like("cotangent", cotangent, y)
+    with torch.cuda.device_of(y):
+        return (rows if _on_device(y) else naive).softmax_pull(cotangent, y, scale)
+
+
+@softmax_pull.register_fake
+def _(cotangent: Tensor, y: Tensor, scale: float = 1.0) -> Tensor:
+    return torch.empty_like(y)
 
 
 def _on_device(x: Tensor) -> bool:

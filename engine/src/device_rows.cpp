@@ -1,0 +1,40 @@
+// Operators of transformers' pull-backs, along the last axis: kernels/norm/rows.py.
+#include "device_call.h"
+
+namespace rlsd::ort {
+
+void layer_norm_pull(const DeviceNode &node, OrtKernelContext *context) {
+    const Call call{node, context};
+    const Shape x = call.shape(1);
+    const std::int64_t channels = channels_of(x, node.name);
+    if (channels > 1024) throw OperatorError(node.name + ": x has shape " + x.text() + ", with more than 1024 channels");
+    const DevicePointer cotangent = call.at(0, x), weight = call.at(2, {{channels}, 1}),
+                        added = call.has(3) ? call.at(3, x) : cotangent;
+    call.kernel(channels > 512 ? "layer_norm_pull_1024" : "layer_norm_pull_512")
+        .launch({product(x, 0, x.rank - 1)}, {cotangent, call.at(1), weight, added, call.out(0, x), small(channels),
+                                              node.epsilon, std::int32_t(call.has(3))},
+                call.stream());
+}
+
+void gelu_pull(const DeviceNode &node, OrtKernelContext *context) {
+    const Call call{node, context};
+    const Shape x = call.shape(1);
+    const std::int64_t size = product(x, 0, x.rank);
+    if (size == 0 || size % lanes_at_once != 0 || size > INT32_MAX)
+        throw OperatorError(node.name + ": x has shape " + x.text() + ", a multiple of 16 values is needed");
+    const cuda::Kernel &kernel = call.kernel("gelu_pull");
+    kernel.launch({cuda::ceil_div(size, kernel.constant("BLOCK"))}, {call.at(0, x), call.at(1), call.out(0, x), small(size)},
+                  call.stream());
+}
+
+void softmax_pull(const DeviceNode &node, OrtKernelContext *context) {
+    const Call call{node, context};
+    const Shape y = call.shape(1);
+    if (y.rank < 2 || is_empty(y)) throw OperatorError(node.name + ": y has shape " + y.text() + ", [..., columns] is needed");
+    const std::int64_t columns = y.size[y.rank - 1];
+    call.kernel(columns % lanes_at_once == 0 ? "softmax_pull_wide" : "softmax_pull_any")
+        .launch({product(y, 0, y.rank - 1)}, {call.at(0, y), call.at(1), call.out(0, y), small(columns), node.scale},
+                call.stream());
+}
+
+}  // namespace rlsd::ort
