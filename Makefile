@@ -32,7 +32,7 @@ demo: $(RUN)/.ready
 # Tests in the files' order: by the number of tests, files with few but long ones would come last, on one processor.
 # Where ONNX Runtime for GPUs cannot be had, its tests say that they skip.
 test: $(DEV)/.ready native
-	-$(if $(filter x86_64,$(shell uname -m)),$(MAKE) provider)
+	-$(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(MAKE) provider)
 	$(MAKE) lint
 	$(DEV)/bin/ctest --test-dir $(BUILD) --output-on-failure
 	OMP_NUM_THREADS=1 $(DEV)/bin/pytest tests -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder

@@ -20,6 +20,7 @@ LAST, FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 ELEMENTWISE = {
     aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.add_.Tensor, aten.silu.default,
     aten.relu.default, aten.sigmoid.default, aten.neg.default, aten.gelu.default, aten.tanh.default,
+    torch.ops.rlsd.gelu.default,
 }  # fmt: skip
 
 

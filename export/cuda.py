@@ -76,7 +76,7 @@ def package_cuda(
         packer = CudaPacker(networks, bundle, chosen)
         packer.pack(sorted(batches))
         if architectures:
-            add_kernels(bundle, architectures, precise=any(packer.large.values()))
+            add_kernels(bundle, architectures, precise=packer.precise)
     return Path(path)
 
 
@@ -121,6 +121,7 @@ class CudaPacker:
         self.tables: dict[str, Tensor] = {}
         self.large: dict[str, frozenset[str]] = {}  # by network: nodes whose results do not fit into halves
         self.nodes: dict[str, list[str]] = {}  # and all nodes of the small graph
+        self.precise = False  # whether one of our kernels gets float32
 
     def pack(self, batches: Sequence[int]) -> None:
         networks = self.networks
@@ -244,6 +245,7 @@ class CudaPacker:
 
     def _add(self, traced: Traced, batch: int) -> None:
         check_norms(traced.name, traced.graph)
+        self.precise |= any(_wants_precise_kernel(node) for node in traced.graph.graph.nodes)
         model = to_onnx(traced.graph, traced.args, traced.inputs, traced.outputs)
         self.bundle.graph(traced.name, batch, model)
         for kind, count in census.node_kinds(model).items():
@@ -268,6 +270,13 @@ class CudaPacker:
                 )
             self.bundle.fact("check", traced.name, "halves", float(f"{error:.3g}"), float(f"{cosine:.6f}"))
         return got
+
+
+def _wants_precise_kernel(node: fx.Node) -> bool:
+    """Whether it is an operator of ours on float32: in an island, or where a module casts by itself."""
+    ours = isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "rlsd"
+    value = node.args[0].meta.get("val") if ours and node.args and isinstance(node.args[0], fx.Node) else None
+    return isinstance(value, Tensor) and value.dtype == torch.float32
 
 
 def _pulled(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

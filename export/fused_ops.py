@@ -173,7 +173,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tenso
 
 @layer_norm.register_fake
 def _(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
-    return torch.empty_like(x)
+    return x.new_empty(x.shape)  # contiguous, whatever the order of x
 
 
 def _layer_norm_keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]

@@ -12,6 +12,7 @@ from rlsd.export.ops import LANES
 from rlsd.kernels.norm.tiles import divide
 
 LARGEST_GROUP = 128  # engine/src/device_ops.cpp: Division
+PULLED_BLOCK = 64  # rlsd.kernels.norm has the pull-back for these lanes alone
 
 
 def check_norms(name: str, graph_module: fx.GraphModule) -> None:
@@ -23,15 +24,17 @@ def check_norms(name: str, graph_module: fx.GraphModule) -> None:
         ours.group_norm_pull.default: 6,
         ours.group_norm_pull_nhwc.default: 6,
     }
+    pulls = (ours.group_norm_pull.default, ours.group_norm_pull_nhwc.default)
     for node in graph_module.graph.nodes:
         if node.target not in places:
             continue
         x, groups = node.args[0].meta["val"], node.args[places[node.target]]
         samples, *pixels, channels = x.shape
         division = divide(samples, math.prod(pixels), channels, groups, x.element_size())
-        if channels % LANES != 0 or channels // groups > LARGEST_GROUP or division.align == 1:
+        fits = channels % LANES == 0 and channels // groups <= LARGEST_GROUP and division.align > 1
+        if not fits or (node.target in pulls and division.block != PULLED_BLOCK):
             raise CheckError(
                 f"graph {name}: a GroupNorm of {channels} channels in {groups} groups is not for the GPU's kernel, "
-                f"which takes multiples of {LANES} channels, {LARGEST_GROUP} in a group at most, and multiples of 16 "
-                "bytes in a few groups; leave out the saving group_norm"
+                f"which takes multiples of {LANES} channels, {LARGEST_GROUP} in a group at most (in a pull-back "
+                f"divisors of {PULLED_BLOCK}), multiples of 16 bytes in a few groups; leave out the saving group_norm"
             )

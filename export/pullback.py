@@ -112,8 +112,7 @@ def _cut(traced: fx.GraphModule, weights: list[Tensor], names: list[str], worth:
     y, pulled = next(node for node in traced.graph.nodes if node.op == "output").args[0]
     _fold_constants(traced, constants)
     late = _reachable(traced.graph, cotangent) | {pulled}
-    ours = torch.ops.rlsd
-    norms = (ours.group_norm.default, ours.layer_norm.default, aten.native_layer_norm.default)
+    norms = (torch.ops.rlsd.group_norm.default, torch.ops.rlsd.layer_norm.default)
     normalised = {node.args[0] for node in traced.graph.nodes if node.target in norms}
 
     def keep(node: fx.Node) -> bool:

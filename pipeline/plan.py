@@ -2,7 +2,8 @@
 
 What the engine allocates (engine/src/gpu.cpp, seat.cpp) is counted to the byte but for a few small tables; what ONNX
 Runtime needs while a graph runs is the peak that `rlsd export` found in the graph, without its libraries' workspaces.
-It keeps that for each graph of a batch once, however many seats of the batch there are.
+It keeps that for each graph of a batch once, however many seats of the batch there are; in the first run of a graph it
+takes more for a moment, and where that does not fit the engine chooses smaller batches.
 """
 
 from __future__ import annotations
@@ -51,18 +52,23 @@ class Plan:
 
     def batches(self, particles: int) -> list[int]:
         """The batches in which the engine seats them, as long as `rlsd tune` has not measured others to be faster."""
-        ways: list[tuple[float, list[int]]] = [(0.0, [])]
+        least, last = [0.0], [0]
         for n in range(1, particles + 1):
-            choices = [(seat.batch, ways[max(0, n - seat.batch)]) for seat in self.seats]
-            batch, (rest, before) = min(choices, key=lambda each: each[0] + each[1][0])
-            ways.append((batch + LAUNCHES + rest, [*before, batch]))
-        return ways[particles][1]
+            times = [(seat.batch + least[max(0, n - seat.batch)], seat.batch) for seat in self.seats]
+            time, batch = min(times, key=lambda each: each[0])
+            least.append(time + LAUNCHES)
+            last.append(batch)
+        found = []
+        while particles > 0:
+            found.append(last[particles])
+            particles -= last[particles]
+        return sorted(found, reverse=True)
 
     def most_particles(self, memory: int) -> int:
         """How many fit with the kept activations of all: what one job under repulsion can have at full speed."""
-        seat = self.seats[-1]
-        room = memory - self.weights - self.job - (seat.graphs or 0)
-        return max(0, room // (seat.batch * self.particle + seat.tensors)) * seat.batch
+        lane = self.particle + min(seat.tensors // seat.batch for seat in self.seats)
+        room = max(0, memory - self.weights - self.job) // max(1, lane)
+        return next((n for n in range(room, 0, -1) if self.total(n) <= memory), 0)
 
 
 def read_plan(bundle: Path) -> Plan:

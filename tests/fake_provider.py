@@ -79,7 +79,7 @@ def run(scenario: dict[str, Any], seconds: float = 600) -> dict[str, Any]:
     assert library is not None, __doc__
     folder = build()
     environment = os.environ | {
-        "LD_LIBRARY_PATH": os.pathsep.join([str(folder), os.environ.get("LD_LIBRARY_PATH", "")]),
+        "LD_LIBRARY_PATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("LD_LIBRARY_PATH")])),
         "RLSD_LIBCUDA": str(folder / "libcuda.so.1"),
     }
     command = [sys.executable, Path(__file__).parent / "provider_process.py", library]

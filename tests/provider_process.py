@@ -5,7 +5,8 @@ python provider_process.py LIBRARY < scenario.json > report.json
 It imports neither torch nor onnxruntime, whose libraries would be taken for the stand-ins or the provider's host.
 
 scenario: bundle; jobs, each with operator, particles and fields of Params; ticks. Further on request: memory (bytes of
-the device), poison_up_to (bytes: see control.h), fail ([function, which call, code] from the first tick on).
+the device), poison_up_to (bytes: see control.h), fail ([function, which call, code] from the first tick on), parallel
+(first so many engines at once, each with the first job; `parallel` in the report has their stats, or `failed`).
 report: ticks (the log of each), open (that of the opening), messages of the jobs ("" where one went well), stats, used
 (device memory in bytes at the end), faults, live.
 """
@@ -17,6 +18,7 @@ import ctypes
 import json
 import os
 import sys
+import threading
 from typing import Any
 
 import numpy as np
@@ -55,6 +57,32 @@ def job(engine: Engine, operator: str, particles: int, **params: Any) -> Job:
     return Job(np.zeros(info.measurement_shape, np.float32), operator, ones, particles, params=Params(**given))
 
 
+def in_parallel(scenario: dict[str, Any]) -> list[dict[str, Any]]:
+    """An engine in each of so many threads at the same time: its stats, and what went wrong."""
+    count = scenario["parallel"]
+    begin, found = threading.Barrier(count), [{} for _ in range(count)]
+
+    def work(place: int) -> None:
+        try:
+            for _ in range(3):
+                begin.wait()
+                with Engine(scenario["bundle"], device="cuda:0", onnxruntime=sys.argv[1]) as engine:
+                    handle = engine.submit(job(engine, **scenario["jobs"][0]))
+                    engine.run()
+                    handle.result()
+                    found[place] = engine.stats()
+        except Exception as error:
+            begin.abort()
+            found[place] = {"failed": str(error)}
+
+    threads = [threading.Thread(target=work, args=(place,)) for place in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
 def main() -> None:
     """Command line."""
     scenario, driver = json.load(sys.stdin), Driver()
@@ -63,6 +91,8 @@ def main() -> None:
     driver.library.fake_cuda_poison_up_to(ctypes.c_size_t(scenario.get("poison_up_to", 2**64 - 1)))
     native.preload_cuda = lambda: ()  # NVIDIA's own libraries stay out
     report: dict[str, Any] = {"ticks": [], "messages": []}
+    if "parallel" in scenario:
+        report["parallel"] = in_parallel(scenario)
     with Engine(scenario["bundle"], device="cuda:0", onnxruntime=sys.argv[1]) as engine:
         report["open"] = driver.take_log()
         handles = [engine.submit(job(engine, **given)) for given in scenario.get("jobs", [])]

@@ -114,6 +114,28 @@ def test_memory_is_what_the_plan_says(stable_diffusion: Path) -> None:
     assert used[4] - used[2] < 1.1 * (plan.seats[-1].tensors + 2 * plan.particle)  # no more for the graphs
 
 
+def test_nothing_is_given_back_that_a_recorded_graph_reads(stable_diffusion: Path) -> None:
+    """Two seats of one batch: the second one's first runs find the sessions used, and their memory in a graph."""
+    (first, *_) = fake_provider.run(scenario(stable_diffusion, a_job(4)))["ticks"]
+    born: dict[str, int] = {}
+    recorded = freed = 0
+    for line in first:
+        if line.startswith("cuMemAlloc_v2") and " at " in line:
+            born[line.split(" at ")[1]] = recorded
+        elif line.startswith("cuStreamEndCapture") and " graph " in line:
+            recorded += 1
+        elif line.startswith("cuMemFree_v2"):
+            freed += 1
+            assert born.get(line.removeprefix("cuMemFree_v2 "), recorded) == recorded, line
+    assert recorded > 8 and freed > 20
+
+
+def test_engines_in_parallel_record_all_their_graphs(stable_diffusion: Path) -> None:
+    report = fake_provider.run({"bundle": str(stable_diffusion), "jobs": [a_job(2)], "parallel": 3})
+    assert [stats.get("failed") for stats in report["parallel"]] == [None] * 3
+    assert all(stats["not_recorded"] == 0 for stats in report["parallel"]) and report["faults"] == ""
+
+
 def test_without_memory_for_two_particles_they_go_one_by_one(stable_diffusion: Path) -> None:
     """ONNX Runtime itself says in which words that it is out of memory."""
     room, one = (fake_provider.run(scenario(stable_diffusion, a_job(n))) for n in (2, 1))

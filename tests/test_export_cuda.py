@@ -122,6 +122,52 @@ def test_a_transformers_pull_back_has_few_nodes(networks: Networks) -> None:
     assert not {"Erf", "Cast", "ReduceSum", "Exp", "Gelu", "rlsd.BiasResidual"} & found.keys()
 
 
+class Tokens(nn.Module):
+    """Patches whose tokens are normalised and then taken together, whatever order the convolution left them in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.norm, self.head = nn.Conv2d(3, 16, 4, 4), nn.LayerNorm(16), nn.Linear(16, 5)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        tokens = self.norm(self.patches(image).flatten(2).transpose(1, 2))
+        return self.head(tokens.view(-1, 16)).unflatten(0, (len(image), -1)).mean(1)
+
+
+def test_rows_may_lie_in_any_order() -> None:
+    module, image = Tokens().double(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    source = image.clone().requires_grad_()
+    y = module(source)
+    cotangent = torch.randn_like(y)
+    (want,) = torch.autograd.grad(y, source, cotangent)
+    parts = split(to_aten(module, [image], ALL), [image], ["image"], recomputed=RECOMPUTED_ON_CUDA)
+    known = {"image": image, **dict(zip(parts.kept, parts.forward(image)[1:]))}
+    pulled = parts.pull(cotangent, *(known[n] for n in parts.pull_inputs))[0]
+    assert torch.allclose(pulled, want, rtol=0, atol=1e-12)
+
+
+def test_gates_between_convolutions_keep_the_channels_last() -> None:
+    gated = nn.Sequential(nn.Conv2d(3, 16, 3), nn.GELU(), nn.Conv2d(16, 16, 3), nn.GELU(), nn.Conv2d(16, 3, 3)).half()
+    x = torch.randn(1, 3, 16, 16).half()
+    found = kinds(to_aten(gated, [x], ALL), [x], ["x"], ["y"])
+    assert found["Transpose"] == 2 and found["Gelu"] == 2
+
+
+def test_kernels_for_float32_are_asked_for_where_a_module_casts() -> None:
+    x = torch.randn(2, 4, 16).half()
+    for module, wanted in ((nn.LayerNorm(16).half(), False), (InFloat32(), True)):
+        graph = to_aten(module, [x], ALL)
+        assert any(map(cuda._wants_precise_kernel, graph.graph.nodes)) == wanted
+
+
+class InFloat32(nn.LayerNorm):
+    def __init__(self) -> None:
+        super().__init__(16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.float()).to(x.dtype)
+
+
 def assert_interleaves_fit(graph: torch.fx.GraphModule) -> None:
     """There are some, and the GPU's kernel takes their channels."""
     found = [node for node in graph.graph.nodes if node.target == torch.ops.rlsd.interleave.default]
@@ -150,6 +196,14 @@ def test_a_norm_that_is_not_for_the_kernels_is_refused(channels: int, groups: in
     refused = pytest.raises(CheckError, match=rf"graph f: a GroupNorm of {channels} channels in {groups} groups is not")
     with contextlib.nullcontext() if fits else refused:
         check_norms("f", graph)
+
+
+def test_a_norm_without_a_pull_back_is_refused_there() -> None:
+    norm, x = nn.Sequential(nn.Conv2d(3, 80, 3), nn.GroupNorm(8, 80), nn.SiLU()).half(), torch.randn(1, 3, 8, 8).half()
+    parts = split(to_aten(norm, [x], ALL), [x], ["x"])
+    check_norms("f", parts.forward)
+    with pytest.raises(CheckError, match="in a pull-back divisors of 64"):
+        check_norms("f_pull", parts.pull)
 
 
 def kinds(module: nn.Module, args: list[torch.Tensor], inputs: list[str], outputs: list[str]) -> dict[str, int]:

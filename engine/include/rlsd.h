@@ -20,7 +20,10 @@
  *             memory of the host or of the engine's device. Device inputs may come from
  *             work that is still queued: the call waits for the whole device.
  * Threads     One engine is used by one thread at a time; different engines may run
- *             in parallel. Only rlsd_cancel may be called from any thread.
+ *             in parallel. Only rlsd_cancel may be called from any thread. On a GPU a
+ *             tick after jobs have come or gone may record CUDA graphs: until it returns
+ *             no other thread may allocate or free memory of a GPU by other libraries, or
+ *             wait for a whole device (engines of this library wait for each other).
  * Errors      Every call returns RLSD_OK (0) or a positive rlsd_status, and leaves one
  *             sentence in rlsd_last_error() of the calling thread. After an error the
  *             handle is as it was before the call, unless the call says otherwise.

@@ -21,7 +21,7 @@ void gelu_pull(const DeviceNode &node, OrtKernelContext *context) {
     const Shape x = call.shape(1);
     const std::int64_t size = product(x, 0, x.rank);
     if (size == 0 || size % lanes_at_once != 0 || size > INT32_MAX)
-        throw OperatorError(node.name + ": x has shape " + x.text() + ", a multiple of 16 values is needed");
+        throw OperatorError(node.name + ": x has shape " + x.text() + ", a multiple of 16 values is needed, below 2^31");
     const cuda::Kernel &kernel = call.kernel("gelu_pull");
     kernel.launch({cuda::ceil_div(size, kernel.constant("BLOCK"))}, {call.at(0, x), call.at(1), call.out(0, x), small(size)},
                   call.stream());

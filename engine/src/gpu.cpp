@@ -29,6 +29,11 @@ bool is_out_of_memory(const std::exception &error) {
     return says_out_of_memory(error.what());
 }
 
+std::mutex &setting_up() {
+    static std::mutex mutex;
+    return mutex;
+}
+
 // What the caller queued before on streams of its own has to be done.
 void DeviceMemory::read(void *to, const void *from, std::size_t bytes) const {
     device_.enter();
@@ -36,6 +41,7 @@ void DeviceMemory::read(void *to, const void *from, std::size_t bytes) const {
         Memory::read(to, from, bytes);
         return;
     }
+    const std::lock_guard turn(setting_up());
     device_.check(device_.driver().context_wait(), "the device failed");
     device_.download(to, reinterpret_cast<cuda::DevicePointer>(from), bytes);
     device_.wait();
@@ -84,9 +90,11 @@ Gpu::Gpu(Bundle &bundle, int ordinal, const std::atomic<bool> &cancelled)
     bundle_.place(&placement_);
     for (const auto &[graph, by_batch] : bundle_.manifest().graphs)  // so that what is wrong with them shows at once
         if (!graph.starts_with("operator.")) bundle_.session(graph, bundle_.batches().front());
+    turn_.unlock();
 }
 
 Gpu::~Gpu() {
+    turn_.lock();
     try {
         device_.enter();
         device_.wait();
@@ -136,9 +144,13 @@ std::string Gpu::describe() {
     return lines;
 }
 
-void Gpu::prepare(const OperatorInfo &op) { bundle_.session("operator." + op.name + ".loss", bundle_.batches().front()); }
+void Gpu::prepare(const OperatorInfo &op) {
+    const std::lock_guard turn(setting_up());
+    bundle_.session("operator." + op.name + ".loss", bundle_.batches().front());
+}
 
 void Gpu::drop() {
+    const std::lock_guard turn(setting_up());
     device_.enter_quietly();  // it may be another thread's first call
     seated_.clear();
     guests_.clear();
@@ -203,6 +215,7 @@ void Gpu::gather(const Jobs &active) {
 // The device's state is of no use after an error: all jobs end, and the next ones begin anew.
 void Gpu::fail_all(const Jobs &active, const Error &error) {
     for (const auto &job : active) job->fail(error.status, error.what());
+    const std::lock_guard turn(setting_up());
     seated_.clear();
     guests_.clear();
     seats_.clear();

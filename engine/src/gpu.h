@@ -7,6 +7,7 @@
 
 #include <deque>
 #include <list>
+#include <mutex>
 
 namespace rlsd {
 
@@ -27,6 +28,10 @@ class DeviceMemory : public Memory {
   private:
     const cuda::Device &device_;
 };
+
+// Engines of a process set up one at a time. ONNX Runtime records its runs in CUDA's global mode: what allocates, frees or
+// waits for the whole device meanwhile, in whatever thread, fails and spoils the recording.
+std::mutex &setting_up();
 
 class Gpu : public Backend {
   public:
@@ -82,6 +87,7 @@ class Gpu : public Backend {
     void look_at_flags();
     void fail_all(const Jobs &active, const Error &error);
 
+    std::unique_lock<std::mutex> turn_{setting_up()};  // first: for all that the other members make, and free
     Bundle &bundle_;
     const std::atomic<bool> &cancelled_;
     cuda::Device device_;

@@ -14,6 +14,7 @@ constexpr double launch_share = 0.25;  // of a chunk's time that does not depend
 }  // namespace
 
 void Gpu::pack(const Jobs &active) {
+    const std::lock_guard turn(setting_up());
     device_.enter();
     device_.wait();
     try {

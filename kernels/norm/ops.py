@@ -229,12 +229,12 @@ def layer_norm_pull(
     if added is not None:
         checks.like("added", added, x)
     with torch.cuda.device_of(x):
-        return (rows if _on_device(x) else naive).layer_norm_pull(cotangent, x, weight, epsilon, added)
+        return (rows if _on_device(x) else naive).layer_norm_pull(cotangent, x, weight, epsilon, added).contiguous()
 
 
 @layer_norm_pull.register_fake
 def _(cotangent: Tensor, x: Tensor, *rest: object) -> Tensor:
-    return torch.empty_like(x)
+    return x.new_empty(x.shape)
 
 
 @torch.library.custom_op("rlsd::gelu_pull", mutates_args=())
@@ -243,12 +243,12 @@ def gelu_pull(cotangent: Tensor, x: Tensor) -> Tensor:
     checks.rows("x", x)
     checks.like("cotangent", cotangent, x)
     with torch.cuda.device_of(x):
-        return (rows if _on_device(x) else naive).gelu_pull(cotangent, x)
+        return (rows if _on_device(x) else naive).gelu_pull(cotangent, x).contiguous()
 
 
 @gelu_pull.register_fake
 def _(cotangent: Tensor, x: Tensor) -> Tensor:
-    return torch.empty_like(x)
+    return x.new_empty(x.shape)
 
 
 @torch.library.custom_op("rlsd::softmax_pull", mutates_args=())
@@ -257,12 +257,12 @@ def softmax_pull(cotangent: Tensor, y: Tensor, scale: float = 1.0) -> Tensor:
     checks.rows("y", y)
     checks.like("cotangent", cotangent, y)
     with torch.cuda.device_of(y):
-        return (rows if _on_device(y) else naive).softmax_pull(cotangent, y, scale)
+        return (rows if _on_device(y) else naive).softmax_pull(cotangent, y, scale).contiguous()
 
 
 @softmax_pull.register_fake
 def _(cotangent: Tensor, y: Tensor, scale: float = 1.0) -> Tensor:
-    return torch.empty_like(y)
+    return y.new_empty(y.shape)
 
 
 def _on_device(x: Tensor) -> bool:
