@@ -77,7 +77,7 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
 
 
 def times(engine: Engine, seconds: float) -> dict[str, Any]:
-    """Wall time, rate, and the seconds of each phase summed over the engine's threads."""
+    """Wall time, rate, where it ran, and the seconds of each phase summed over the engine's threads."""
     stats, facts = engine.stats(), engine.describe()
     wall, threads = float(stats["wall"]), int(facts.get("threads", ["0"])[0])
     return {

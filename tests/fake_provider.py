@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import functools
 import hashlib
 import json
 import os
@@ -139,7 +140,11 @@ def kernel(line: str) -> str:
         return f"{words[1]} (ours)"
     if words[0] != "work":
         return words[0]
-    name = " ".join(words[3:5]) if words[3] == "cudnn" else words[3]
+    return _plain(" ".join(words[3:5]) if words[3] == "cudnn" else words[3])
+
+
+@functools.cache
+def _plain(name: str) -> str:
     plain = subprocess.run(["c++filt", "-p", name], capture_output=True, text=True).stdout.strip() or name
     return re.sub(r"\(anonymous namespace\)::|onnxruntime::|contrib::|cuda::|<.*", "", plain).removeprefix("void ")
 

@@ -24,7 +24,7 @@ from rlsd.export.onnx_graph import to_onnx
 from rlsd.export.package import Networks
 from rlsd.export.package import package as package_cpu
 from rlsd.export.precompute import precompute
-from rlsd.export.pullback import RECOMPUTED_ON_CUDA, split
+from rlsd.export.pullback import RECOMPUTED_ON_CUDA, Split, split
 from rlsd.export.tabulate import tabulate
 from rlsd.export.trace import CUDA_REWRITES, REWRITES, to_aten
 from rlsd.models.fashion.classifier import Classifier
@@ -50,18 +50,26 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Networks:
 @pytest.mark.parametrize("rewrites", EACH, ids=NAMES)
 def test_rewrites_leave_the_decoder_and_its_pull_back_as_they_are(networks: Networks, rewrites: list[str]) -> None:
     decoder = networks.decoder.double()
-    z = torch.randn(2, 4, 8, 8, dtype=torch.float64)
-    parts = split(to_aten(decoder, [z], rewrites), [z], ["z"], recomputed=RECOMPUTED_ON_CUDA)
-    if "sums" in rewrites:
-        fuse_pulled_sums(parts.pull)
-    source = z.clone().requires_grad_()
-    y = decoder(source)
+    taken_apart(decoder, torch.randn(2, 4, 8, 8, dtype=torch.float64), rewrites, atol=1e-11)
+
+
+def taken_apart(
+    module: nn.Module, x: torch.Tensor, rewrites: list[str], atol: float = 1e-12
+) -> tuple[Split, list[torch.Tensor]]:
+    """The module and its pull-back, which do what autograd does to `atol`; and what the pull-back was given."""
+    source = x.clone().requires_grad_()
+    y = module(source)
     cotangent = torch.randn_like(y)
     (want,) = torch.autograd.grad(y, source, cotangent)
-    got, *kept = parts.forward(z)
-    known = {"z": z, **dict(zip(parts.kept, kept))}
+    parts = split(to_aten(module, [x], rewrites), [x], ["x"], recomputed=RECOMPUTED_ON_CUDA)
+    if "sums" in rewrites:
+        fuse_pulled_sums(parts.pull)
+    got, *kept = parts.forward(x)
+    known = {"x": x, **dict(zip(parts.kept, kept))}
+    given = [cotangent, *(known[name] for name in parts.pull_inputs)]
     assert torch.allclose(got, y, rtol=0, atol=1e-12)
-    assert torch.allclose(parts.pull(cotangent, *(known[n] for n in parts.pull_inputs))[0], want, rtol=0, atol=1e-11)
+    assert torch.allclose(parts.pull(*given)[0], want, rtol=0, atol=atol)
+    return parts, given
 
 
 @pytest.mark.parametrize("rewrites", EACH, ids=NAMES)
@@ -81,18 +89,7 @@ def test_a_convolutional_extractor_has_its_channels_last_too() -> None:
     """Halving convolutions, one of an odd size among them, whose pull-back stays as it was."""
     for side, stray in ((32, 0), (20, 1)):  # 20, 10, 5
         extractor = Penultimate(Classifier((8, 16, 32), groups=4)).double()
-        x = torch.randn(2, 1, side, side, dtype=torch.float64)
-        source = x.clone().requires_grad_()
-        y = extractor(source)
-        cotangent = torch.randn_like(y)
-        (want,) = torch.autograd.grad(y, source, cotangent)
-        parts = split(to_aten(extractor, [x], ALL), [x], ["x"], recomputed=RECOMPUTED_ON_CUDA)
-        fuse_pulled_sums(parts.pull)
-        got, *kept = parts.forward(x)
-        known = {"x": x, **dict(zip(parts.kept, kept))}
-        assert torch.allclose(got, y, rtol=0, atol=1e-12)
-        (pulled,) = parts.pull(cotangent, *(known[n] for n in parts.pull_inputs))
-        assert torch.allclose(pulled, want, rtol=0, atol=1e-12)
+        parts, _ = taken_apart(extractor, torch.randn(2, 1, side, side, dtype=torch.float64), ALL)
         plain = [node for node in parts.pull.graph.nodes if node.target == torch.ops.aten.convolution.default]
         assert len(plain) == stray
         assert_interleaves_fit(parts.pull)
@@ -100,21 +97,11 @@ def test_a_convolutional_extractor_has_its_channels_last_too() -> None:
 
 def test_a_transformers_pull_back_has_few_nodes(networks: Networks) -> None:
     features = networks.features.double().eval().requires_grad_(False)
-    source = torch.randn(2, 3, 64, 64, dtype=torch.float64, requires_grad=True)
-    y = features(source)
-    cotangent = torch.randn_like(y)
-    (want,) = torch.autograd.grad(y, source, cotangent)
-    for rewrites in (["attention", "rows"], ALL):
-        parts = split(to_aten(features, [source], rewrites), [source], ["image"], recomputed=RECOMPUTED_ON_CUDA)
-        fuse_pulled_sums(parts.pull)
-        got, *kept = parts.forward(source)
-        known = {"image": source, **dict(zip(parts.kept, kept))}
-        assert torch.allclose(got, y, rtol=0, atol=1e-12)
-        (pulled,) = parts.pull(cotangent, *(known[n] for n in parts.pull_inputs))
-        assert torch.allclose(pulled, want, rtol=0, atol=1e-12)
+    image = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    taken_apart(features, image, ["attention", "rows"])
+    parts, given = taken_apart(features, image, ALL)
     norms = sum(isinstance(module, nn.LayerNorm) for module in features.modules())
-    found = kinds(parts.pull, [cotangent, *(known[n] for n in parts.pull_inputs)], ["cotangent", *parts.pull_inputs],
-                  ["image_cotangent"])  # fmt: skip
+    found = kinds(parts.pull, given, ["cotangent", *parts.pull_inputs], ["x_cotangent"])
     layers = found["rlsd.GeluPull"]
     assert layers >= 1 and found["rlsd.LayerNormPull"] == norms == 2 * layers + 1
     assert found["rlsd.SoftmaxPull"] == layers and found["com.microsoft.FusedMatMul"] == 5 * layers
@@ -135,15 +122,7 @@ class Tokens(nn.Module):
 
 
 def test_rows_may_lie_in_any_order() -> None:
-    module, image = Tokens().double(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
-    source = image.clone().requires_grad_()
-    y = module(source)
-    cotangent = torch.randn_like(y)
-    (want,) = torch.autograd.grad(y, source, cotangent)
-    parts = split(to_aten(module, [image], ALL), [image], ["image"], recomputed=RECOMPUTED_ON_CUDA)
-    known = {"image": image, **dict(zip(parts.kept, parts.forward(image)[1:]))}
-    pulled = parts.pull(cotangent, *(known[n] for n in parts.pull_inputs))[0]
-    assert torch.allclose(pulled, want, rtol=0, atol=1e-12)
+    taken_apart(Tokens().double(), torch.randn(2, 3, 8, 8, dtype=torch.float64), ALL)
 
 
 def test_gates_between_convolutions_keep_the_channels_last() -> None:
@@ -177,16 +156,9 @@ def assert_interleaves_fit(graph: torch.fx.GraphModule) -> None:
 def test_an_upsampling_to_few_channels_is_filled_up_with_zeros() -> None:
     layers = nn.Conv2d(4, 8, 3, padding=1), nn.Upsample(scale_factor=2), nn.Conv2d(8, 3, 3, padding=1)
     up = nn.Sequential(*layers).double()
-    z = torch.randn(2, 4, 6, 5, dtype=torch.float64)
-    source = z.clone().requires_grad_()
-    y = up(source)
-    cotangent = torch.randn_like(y)
-    (want,) = torch.autograd.grad(y, source, cotangent)
-    parts = split(to_aten(up, [z], ALL), [z], ["z"], recomputed=RECOMPUTED_ON_CUDA)
-    assert torch.allclose(parts.forward(z)[0], y, rtol=0, atol=1e-12)
-    assert torch.allclose(parts.pull(cotangent)[0], want, rtol=0, atol=1e-12)
+    parts, given = taken_apart(up, torch.randn(2, 4, 6, 5, dtype=torch.float64), ALL)
     assert_interleaves_fit(parts.forward)
-    assert kinds(parts.pull, [cotangent], ["cotangent"], ["z_cotangent"])["rlsd.InterleavePullNhwc"] == 1
+    assert kinds(parts.pull, given, ["cotangent"], ["z_cotangent"])["rlsd.InterleavePullNhwc"] == 1
 
 
 @pytest.mark.parametrize("channels, groups, fits", [(32, 4, True), (24, 3, False), (512, 2, False), (48, 3, True)])

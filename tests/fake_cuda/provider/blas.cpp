@@ -9,10 +9,6 @@ namespace {
 
 constexpr int EXECUTION_FAILED = 13;
 
-struct Handle {
-    CUstream stream;
-};
-
 int product(CUstream stream, const char *name, long m, long n, long k, long batch = 1) {
     std::string line = std::string(name) + " " + std::to_string(m) + "x" + std::to_string(n) + "x" + std::to_string(k);
     if (batch != 1)
@@ -32,18 +28,9 @@ int freed(void *object) {
 
 } // namespace
 
-EXPORT int cublasCreate_v2(Handle **handle) {
-    *handle = new Handle{nullptr};
-    return 0;
-}
-EXPORT int cublasDestroy_v2(Handle *handle) {
-    delete handle;
-    return 0;
-}
-EXPORT int cublasSetStream_v2(Handle *handle, CUstream stream) {
-    handle->stream = stream;
-    return 0;
-}
+EXPORT int cublasCreate_v2(Handle **handle) { return make(handle); }
+EXPORT int cublasDestroy_v2(Handle *handle) { return unmake(handle); }
+EXPORT int cublasSetStream_v2(Handle *handle, CUstream stream) { return put_on(handle, stream); }
 EXPORT int cublasSetMathMode(Handle *, int) { return 0; }
 EXPORT int cublasGetMathMode(Handle *, int *mode) {
     *mode = 0;

@@ -25,10 +25,6 @@ enum Attribute {
 enum Kind { ENGINE = 2, CONVOLUTION = 10 };
 enum Type { HANDLE = 0, TYPE_BOOLEAN = 2, INT64 = 3, DOUBLE = 5, POINTER = 6, DESCRIPTOR = 15, CHARACTER = 24 };
 
-struct Handle {
-    CUstream stream;
-};
-
 struct Descriptor {
     struct Value {
         int64_t count = 0;
@@ -114,18 +110,9 @@ EXPORT void cudnnGetLastErrorString(char *text, size_t size) {
     if (size > 0)
         *text = '\0';
 }
-EXPORT int cudnnCreate(Handle **handle) {
-    *handle = new Handle{nullptr};
-    return 0;
-}
-EXPORT int cudnnDestroy(Handle *handle) {
-    delete handle;
-    return 0;
-}
-EXPORT int cudnnSetStream(Handle *handle, CUstream stream) {
-    handle->stream = stream;
-    return 0;
-}
+EXPORT int cudnnCreate(Handle **handle) { return make(handle); }
+EXPORT int cudnnDestroy(Handle *handle) { return unmake(handle); }
+EXPORT int cudnnSetStream(Handle *handle, CUstream stream) { return put_on(handle, stream); }
 EXPORT int cudnnGetStream(Handle *handle, CUstream *stream) {
     *stream = handle->stream;
     return 0;

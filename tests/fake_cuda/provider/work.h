@@ -10,3 +10,21 @@
 // A kernel or a library's call is queued, or recorded in a capture: `work stream 1 NAME` in the log. Returns the
 // driver's error code.
 EXPORT int fake_cuda_work(CUstream stream, const char *what);
+
+// What a caller gets of cuBLAS and cuDNN: it works on a stream.
+struct Handle {
+    CUstream stream = nullptr;
+};
+
+inline int make(Handle **handle) {
+    *handle = new Handle;
+    return 0;
+}
+inline int unmake(Handle *handle) {
+    delete handle;
+    return 0;
+}
+inline int put_on(Handle *handle, CUstream stream) {
+    handle->stream = stream;
+    return 0;
+}
