@@ -57,12 +57,13 @@ unset TRITON_INTERPRET  # with it the kernels would run in the interpreter, and 
     exit 2
 }
 export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$PWD/build/gpu/inductor}
-"$python" -m rlsd.bench.gpu.prepare fashion sd15 sd21-base & exporting=$!
+# A team of OpenMP threads in each of the processes that run beside each other would get in the others' way.
+OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} "$python" -m rlsd.bench.gpu.prepare fashion sd15 sd21-base & exporting=$!
 # Most of the tests' time is Triton's compiler: on several processors where pytest-xdist is there, and not for ever.
 workers=()
 ! "$python" -c 'import xdist' 2>/dev/null || workers=(-n "$(($(nproc) < 8 ? $(nproc) : 8))")
 status=0
-timeout 180 "$python" -m pytest tests/test_cuda_device.py tests/test_kernels_*.py "${workers[@]}" -p no:cacheprovider -q ||
+OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} timeout 180 "$python" -m pytest tests/test_cuda_device.py tests/test_kernels_*.py "${workers[@]}" -p no:cacheprovider -q ||
     status=1
 beside=()
 ! kill -0 "$exporting" 2>/dev/null || beside=(--beside export)

@@ -27,6 +27,7 @@ from torch import Tensor, fx, nn
 from rlsd.export import census, islands
 from rlsd.export.bundle import BundleWriter
 from rlsd.export.check import CheckError, open_session
+from rlsd.export.fused_norms import fuse_layer_norms
 from rlsd.export.fused_sums import fuse_pulled_sums
 from rlsd.export.limits import check_norms
 from rlsd.export.lower import lower
@@ -166,6 +167,8 @@ class CudaPacker:
     def _trace_denoiser(self, module: nn.Module, example: list[Tensor]) -> tuple[Traced | None, Traced]:
         args = [x.half() if x.is_floating_point() else x for x in example]
         graph = self._to_aten("denoiser", module, args)
+        if "rows" in self.savings:
+            fuse_layer_norms(graph)
         if "timesteps" in self.savings:
             tabulate(graph, 1, len(self.networks.alphas_cumprod), self.tables)
         if len(args) == 2 or "context" not in self.savings:

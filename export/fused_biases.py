@@ -46,21 +46,29 @@ class Biased:
     product: fx.Node
     bias: Tensor
 
-    @classmethod
-    def behind(cls, graph_module: fx.GraphModule, node: object) -> Biased | None:
+    @staticmethod
+    def behind(graph_module: fx.GraphModule, node: object) -> Biased | None:
         """What gives the value `node`, if it is one."""
-        while isinstance(node, fx.Node) and len(node.users) == 1 and _keeps_channels(node):
-            node = node.args[0]
-        known = (torch.ops.rlsd.conv_nhwc.default, torch.ops.rlsd.linear.default)
-        if not isinstance(node, fx.Node) or node.target not in known or len(node.users) != 1 or node.args[2] is None:
-            return None
-        bias = constant(graph_module, node.args[2])  # type: ignore[arg-type]
-        return None if bias is None else cls(node, bias)
+        return product_of(graph_module, node) if isinstance(node, fx.Node) and len(node.users) == 1 else None
 
     def strip(self) -> Tensor:
         """The bias, in float32 at least, which the product adds no longer."""
         self.product.update_arg(2, None)
         return self.bias.to(ops.precise(self.bias.dtype))
+
+
+def product_of(graph_module: fx.GraphModule, node: fx.Node) -> Biased | None:
+    """As Biased.behind, where all users of `node` will do without the bias."""
+    source: object = node
+    while isinstance(source, fx.Node) and _keeps_channels(source) and (source is node or len(source.users) == 1):
+        source = source.args[0]
+    known = (torch.ops.rlsd.conv_nhwc.default, torch.ops.rlsd.linear.default)
+    if not isinstance(source, fx.Node) or source.target not in known or source.args[2] is None:
+        return None
+    bias = constant(graph_module, source.args[2])  # type: ignore[arg-type]
+    if bias is None or (source is not node and len(source.users) != 1):
+        return None
+    return Biased(source, bias)
 
 
 def _keeps_channels(node: fx.Node) -> bool:

@@ -90,13 +90,18 @@ def border(graph: onnx.GraphProto, nodes: list[NodeProto]) -> Nodes:
 
 def _parts(node: NodeProto) -> Nodes:
     """A node that stores a result and goes on from what it stored is two."""
-    if node.op_type != "AddGroupNormNhwc":
+    if node.op_type == "AddGroupNormNhwc":
+        x, residual, weight, bias, *x_bias = node.input
+        *rest, total = node.output
+        yield from _sum([x, residual, *x_bias], total)
+        yield helper.make_node("GroupNormNhwc", [total, weight, bias], rest, domain="rlsd", **_attributes(node))
+    elif node.op_type == "AddLayerNorm":
+        x, x_bias, weight, bias, *residual = node.input
+        y, total = node.output
+        yield from _sum([x, x_bias, *residual], total)
+        yield helper.make_node("LayerNormalization", [total, weight, bias], [y], axis=-1, **_attributes(node))
+    else:
         yield node
-        return
-    x, residual, weight, bias, *x_bias = node.input
-    *rest, total = node.output
-    yield from _sum([x, residual, *x_bias], total)
-    yield helper.make_node("GroupNormNhwc", [total, weight, bias], rest, domain="rlsd", **_attributes(node))
 
 
 def _rounded(node: NodeProto, kinds: dict[str, int]) -> Nodes:

@@ -20,6 +20,9 @@ from rlsd.export.trace import plain_attention
 OPSET = 20
 DOMAIN = Opset("rlsd", 1)  # the engine's custom operators: engine/src/custom_ops.cpp
 CONTRIB = Opset("com.microsoft", 1)  # what ONNX Runtime adds to the standard
+# Of attention's heads for which ONNX Runtime has a fast kernel: cuDNN's, or FlashAttention's. On an H100 its kernel for
+# wider ones takes three times as long as two products and a softmax (bench/NOTES.md).
+WIDEST_HEAD = 256
 
 
 def to_onnx(module: nn.Module, args: Sequence[Tensor], inputs: Sequence[str], outputs: Sequence[str]) -> ir.Model:
@@ -106,6 +109,7 @@ _BIAS_RESIDUAL = _operator("BiasResidual", "x bias [residual]", "y", silu=_INT)
 _INTERLEAVE = [_operator(name, "phases [bias]", "image") for name in ("Interleave", "InterleaveNhwc")]
 _INTERLEAVE_PULL = [_operator(name, "image", "phases") for name in ("InterleavePull", "InterleavePullNhwc")]
 _LAYER_NORM_PULL = _operator("LayerNormPull", "cotangent x weight [added]", "x_cotangent", epsilon=_FLOAT)
+_ADD_LAYER_NORM = _operator("AddLayerNorm", "x x_bias weight bias [residual]", "y total", epsilon=_FLOAT)
 _GELU_PULL = _operator("GeluPull", "cotangent x", "x_cotangent")
 _SOFTMAX_PULL = _operator("SoftmaxPull", "cotangent y", "x_cotangent", scale=_FLOAT)
 _CONV = _operator("NhwcConv", "x weight [bias]", "y", CONTRIB, kernel_shape=_INTS, strides=_INTS, pads=_INTS)
@@ -162,6 +166,10 @@ def _product(left, right, across: Sequence[bool], scale: float = 1.0):  # type: 
 
 
 def _attention(query, key, value, heads: int):  # type: ignore[no-untyped-def]
+    width = query.shape[-1] // heads
+    if heads == 1 and width > WIDEST_HEAD:
+        scores = _PRODUCT(query, key, transA=0, transB=1, alpha=width**-0.5)
+        return _PRODUCT(opset20.Softmax(scores, axis=-1), value, transA=0, transB=0, alpha=1.0)
     return _ATTENTION(query, key, value, num_heads=heads)
 
 
@@ -176,6 +184,10 @@ def _layer_norm(x, shape: Sequence[int], weight, bias, epsilon: float):  # type:
 
 def _layer_norm_alone(x, weight, bias, epsilon: float):  # type: ignore[no-untyped-def]
     return opset20.LayerNormalization(x, weight, bias, axis=-1, epsilon=epsilon)[0]
+
+
+def _add_layer_norm(x, x_bias, weight, bias, epsilon: float, residual=None):  # type: ignore[no-untyped-def]
+    return _ADD_LAYER_NORM(*_given(x, x_bias, weight, bias, residual), epsilon=epsilon)
 
 
 def _layer_norm_pull(cotangent, x, weight, epsilon: float, added=None):  # type: ignore[no-untyped-def]
@@ -196,6 +208,7 @@ _TRANSLATIONS = {
     torch.ops.rlsd.product.default: _product,
     torch.ops.rlsd.attention.default: _attention,
     torch.ops.rlsd.layer_norm.default: _layer_norm_alone,
+    torch.ops.rlsd.add_layer_norm.default: _add_layer_norm,
     torch.ops.rlsd.layer_norm_pull.default: _layer_norm_pull,
     torch.ops.rlsd.gelu.default: lambda x: opset20.Gelu(x),
     torch.ops.rlsd.gelu_pull.default: lambda cotangent, x: _GELU_PULL(cotangent, x),

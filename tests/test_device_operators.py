@@ -125,6 +125,14 @@ class Graph:
         wanted = naive.bias_residual(*map(torch.tensor, given), silu=residual)
         self.add("BiasResidual", given, [name], [wanted], silu=int(residual))
 
+    def add_layer_norm(self, outputs: list[str], channels: int, residual: bool) -> None:
+        x, more = (normal(3, 2, channels, kind=self.kind) for _ in range(2))
+        x_bias, weight, bias = (normal(channels) for _ in range(3))
+        given = [x, x_bias, weight, bias, *([more] if residual else [])]
+        first, other = map(torch.tensor, given[:4]), [torch.tensor(each) for each in given[4:]]
+        wanted = naive.add_layer_norm(*first, EPSILON, *other)
+        self.add("AddLayerNorm", given, outputs, wanted[: len(outputs)], epsilon=EPSILON)
+
     def layer_norm_pull(self, name: str, channels: int, added: bool) -> None:
         cotangent, x, more = (normal(3, 2, channels, kind=self.kind) for _ in range(3))
         given = [cotangent, x, normal(channels), *([more] if added else [])]
@@ -159,6 +167,9 @@ def graph_of_all(kind: type) -> Graph:
     bias = normal(16)
     wanted = naive.interleave(torch.tensor(phases), "blocks", torch.tensor(bias))
     graph.add("InterleaveNhwc", [phases, bias], ["image with bias"], [wanted])
+    graph.add_layer_norm(["normed row", "row's sum"], 48, residual=True)
+    graph.add_layer_norm(["long normed row"], 640, residual=False)
+    graph.add_layer_norm(["longer normed row", "its sum"], 1280, residual=True)
     graph.layer_norm_pull("row", 48, added=False)
     graph.layer_norm_pull("long row and more", 768, added=True)
     cotangent, x = normal(2, 5, 32, kind=kind), normal(2, 5, 32, kind=kind)
@@ -179,7 +190,7 @@ def test_every_operator_is_its_definition(fake, tmp_path, kind):
         assert difference(found[name], want.astype(np.float32)) < 2e-3, name
     ending = {np.float16: "fp16", np.float32: "fp32"}[kind]
     launched = {line.split()[1] for line in fake.log() if line.startswith("cuLaunchKernel")}
-    assert len(launched) == 15 and all(name.endswith(ending) for name in launched)
+    assert len(launched) == 18 and all(name.endswith(ending) for name in launched)
 
 
 X, WEIGHTS, STATISTICS = (2, 3, 2, 32), [(32,), (32,)], [(2, 8), (2, 8)]
@@ -220,6 +231,10 @@ REFUSED = [
     ("InterleavePullNhwc", [(1, 3, 4, 16)], None, "image has shape"),
     ("InterleavePullNhwc", [(1, 4, 3, 16)], None, "image has shape"),
     ("InterleavePullNhwc", [(1, 4, 4, 8)], None, "a multiple of 16"),
+    ("AddLayerNorm", [(2, 24), (24,), (24,), (24,)], None, r"x has shape \[2, 24\]"),
+    ("AddLayerNorm", [(1, 2064), (2064,), (2064,), (2064,)], None, "with more than 2048 channels"),
+    ("AddLayerNorm", [(2, 32), (32,), (32,), (16,)], None, r"input 3 has shape \[16\], \[32\] is needed"),
+    ("AddLayerNorm", [(2, 32), (32,), (32,), (32,), (1, 32)], None, "input 4 has shape"),
     ("LayerNormPull", [(2, 24), (2, 24), (24,)], None, r"x has shape \[2, 24\]"),
     ("LayerNormPull", [(1, 1040), (1, 1040), (1040,)], None, "with more than 1024 channels"),
     ("LayerNormPull", [(1, 32), (2, 32), (32,)], None, r"input 0 has shape \[1, 32\], \[2, 32\] is needed"),

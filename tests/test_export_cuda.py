@@ -18,6 +18,7 @@ from rlsd.engine import Engine, RlsdError
 from rlsd.export import CheckError, census, checkpoint, cuda, islands
 from rlsd.export.diffusers_vae import Decoder
 from rlsd.export.extractors import Penultimate
+from rlsd.export.fused_norms import fuse_layer_norms
 from rlsd.export.fused_sums import fuse_pulled_sums
 from rlsd.export.limits import check_norms
 from rlsd.export.onnx_graph import to_onnx
@@ -80,6 +81,9 @@ def test_rewrites_leave_the_denoiser_as_it_is(networks: Networks, rewrites: list
         want = denoiser(*args)
     graph = to_aten(denoiser, args, rewrites)
     assert torch.allclose(graph(*args), want, rtol=0, atol=1e-11)
+    if "rows" in rewrites:
+        fuse_layer_norms(graph)
+        assert torch.allclose(graph(*args), want, rtol=0, atol=1e-11)
     tabulate(graph, 1, 1000, {})
     context, graph = precompute(graph, 2)
     assert torch.allclose(graph(*args[:2], *context(args[2]))[0], want, rtol=0, atol=1e-11)
@@ -208,6 +212,7 @@ def test_denoiser_has_no_stray_nodes_and_its_context_is_computed_apart(networks:
     denoiser = networks.denoiser.half()
     args = [torch.randn(1, 4, 8, 8).half(), torch.tensor([5]), torch.randn(1, 77, checkpoints.WIDTH).half()]
     graph = to_aten(denoiser, args, ALL)
+    fuse_layer_norms(graph)
     tabulate(graph, 1, 1000, {})
     context, graph = precompute(graph, 2)
     given = [*args[:2], *context(args[2])]
@@ -215,6 +220,7 @@ def test_denoiser_has_no_stray_nodes_and_its_context_is_computed_apart(networks:
     found = kinds(graph, given, ["z_t", "t", *names], ["eps"])
     blocks = len(names) // 2
     assert found["com.microsoft.MultiHeadAttention"] == 2 * blocks
+    assert found["rlsd.AddLayerNorm"] == 3 * blocks and "LayerNormalization" not in found
     assert found["Split"] == found["Gelu"] == blocks and "com.microsoft.BiasSplitGelu" not in found  # narrow: see below
     assert found["Transpose"] == 2 and "Cast" not in found and "Sin" not in found
     assert kinds(context, [args[2]], ["context"], names) == {"MatMul": 2 * blocks}
@@ -231,6 +237,28 @@ def test_gates_are_fused_in_the_widths_that_the_gpu_has(width: int, fused: bool)
     torch.testing.assert_close(y, gate.float()(x.float()), rtol=4e-3, atol=2e-3)
 
 
+@pytest.mark.parametrize("heads, width, one", [(1, 256, True), (1, 272, False), (2, 512, True)])
+def test_attention_of_wide_heads_is_two_products(heads: int, width: int, one: bool) -> None:
+    given = [torch.randn(2, length, heads * width).half() for length in (5, 7, 7)]
+
+    class Attention(nn.Module):
+        def forward(self, *x: torch.Tensor) -> torch.Tensor:
+            return torch.ops.rlsd.attention(*x, heads)
+
+    graph = to_aten(Attention(), given, ALL)
+    model = to_onnx(graph, given, ["q", "k", "v"], ["y"])
+    apart = {"com.microsoft.FusedMatMul": 2, "Softmax": 1}
+    assert census.node_kinds(model) == ({"com.microsoft.MultiHeadAttention": 1} if one else apart)
+    if not one:
+        traced = cuda.Traced("attention", graph, given, ["q", "k", "v"], ["y"])
+        y = cuda.run_lowered(model, traced, dict(zip("qkv", given)))["y"]
+        q, k, v = (x.float() for x in given)
+        want = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        torch.testing.assert_close(y, want, rtol=4e-3, atol=2e-3)
+        scores = 2 * 5 * 7 * 2  # bytes
+        assert census.moved_bytes(graph) == sum(x.nbytes for x in given) + given[0].nbytes + 4 * scores
+
+
 def test_a_bundle_for_cuda(networks: Networks, tmp_path: Path) -> None:
     bundle = cuda.package_cuda(networks, tmp_path / "b", name="toy", architectures=[90], batches=[2])
     lines = [line.split() for line in (bundle / "manifest.txt").read_text().splitlines()]
@@ -243,9 +271,10 @@ def test_a_bundle_for_cuda(networks: Networks, tmp_path: Path) -> None:
     assert kernels and all((bundle / line[3]).read_bytes()[:4] == b"\x7fELF" for line in kernels)
     assert not [file for file in bundle.iterdir() if file.stat().st_size == 0]
     nodes = {(line[2], line[4]) for line in lines if line[:2] == ["info", "nodes"]}
-    fused = {"com.microsoft.MultiHeadAttention", "rlsd.BiasResidual"}  # of the vision transformer, too
+    fused = {"com.microsoft.MultiHeadAttention"}  # of the vision transformer, too
     assert {(name, kind) for name in ("denoiser", "features") for kind in fused} <= nodes
-    assert ("denoiser", "rlsd.AddGroupNormNhwc") in nodes and ("features", "Softmax") not in nodes
+    assert {("denoiser", "rlsd.AddGroupNormNhwc"), ("denoiser", "rlsd.AddLayerNorm")} <= nodes
+    assert ("features", "rlsd.BiasResidual") in nodes and ("features", "Softmax") not in nodes
     assert any("BLOCK=64" in line for line in kernels)
     denoiser = onnx.load(bundle / "denoiser.b2.onnx", load_external_data=False)
     kinds_of_input = {value.type.tensor_type.elem_type for value in denoiser.graph.input}

@@ -137,10 +137,10 @@ def test_programs_write_their_own_channels_only(monkeypatch):
 def test_a_mean_far_above_the_deviation_does_not_cancel(kind):
     x = normal((1, 20, 21, 64), kind, mean=1000.0)
     given = (x, None, *affine(64), 16, False)
-    _, mean, rstd = check_forward(*given, tiny=1e-6)  # a float32 near 1000 is rounded by 3e-5 deviations
+    _, mean, rstd = check_forward(*given, tiny=1e-5)  # a float32 near 1000 is rounded by 3e-5 deviations
     grouped = x.double().reshape(420, 16, 4)
     assert (mean - grouped.mean((0, 2))).abs().max() <= 6.2e-5  # one unit in the last place
-    assert (rstd / (grouped.var((0, 2), unbiased=False) + 1e-5).rsqrt() - 1).abs().max() <= 1e-6
+    assert (rstd / (grouped.var((0, 2), unbiased=False) + 1e-5).rsqrt() - 1).abs().max() <= 1e-5
 
 
 @kernels

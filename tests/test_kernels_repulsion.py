@@ -85,6 +85,12 @@ def test_one_strip_and_many(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(torch.equal(a, b) for a, b in zip(whole, strips))
 
 
+@pytest.mark.parametrize("path", ["large"], indirect=True)
+def test_a_row_in_several_parts(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "ROW", 16)
+    compare(torch.randn(41, 5, device=DEVICE), (37, 4))
+
+
 @pytest.mark.parametrize("n, rows", [(4, 0), (16, 0), (64, 0), (65, 96), (96, 96), (200, 64)])
 def test_launches_and_scratch(monkeypatch: pytest.MonkeyPatch, n: int, rows: int) -> None:
     """Two launches up to 64 particles; beyond, three for each strip of rows that fits into the scratch."""
@@ -244,7 +250,7 @@ def test_kernels_compile_for_sm_90() -> None:
     from rlsd.kernels import aot, repulsion
     from rlsd.kernels.repulsion.gradient import differences
     given = {"x": "*fp32", "weights": "*fp32", "out": "*fp32", "n": "i32", "D": "i32", "stride": "i32", "width": "i32"}
-    apart = aot.Kernel("differences", differences, given, {"BI": 32, "BD": 128})  # in no bundle, but in an operator
+    apart = aot.Kernel("differences", differences, given, {"BI": 32, "BD": 64})  # in no bundle, but in an operator
     print([aot.compile_kernel(kernel, 90).shared for kernel in [*repulsion.KERNELS, apart]])"""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)

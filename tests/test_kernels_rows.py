@@ -1,4 +1,7 @@
-"""Pull-backs of LayerNorm, GELU and softmax: kernels against float64 of their definitions, these against autograd."""
+"""LayerNorm with a sum, and pull-backs of LayerNorm, GELU and softmax.
+
+The kernels against float64 of their definitions, these against autograd.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,18 @@ def test_layer_norm(shape, kind):
         given = (cotangent, x, weight, EPSILON, more)
         exact = naive.layer_norm_pull(*double(given))
         check([rows.layer_norm_pull(*given)], [naive.layer_norm_pull(*given)], [exact], tiny=1e-6)
+
+
+@kernels
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("shape", [(2, 5, 48), (7, 320), (2, 1024), (1, 1280)])
+def test_layer_norm_of_a_sum(shape, kind):
+    x, residual = normal(shape, kind, mean=3), normal(shape, kind, mean=1, seed=1)
+    x_bias, weight, bias = (normal(shape[-1:], seed=seed) for seed in (2, 3, 4))
+    for more in (None, residual):
+        given = (x, x_bias, weight, bias, EPSILON, more)
+        exact = naive.add_layer_norm(*double(given))
+        check(rows.add_layer_norm(*given), naive.add_layer_norm(*given), exact, tiny=1e-6)
 
 
 @kernels
@@ -85,6 +100,7 @@ def test_the_exporters_operators_have_these_gradients():
 def test_operators_are_what_they_register():
     x, weight = normal((2, 3, 16), torch.float16), normal((16,))
     for operator, given in (
+        (torch.ops.rlsd.add_layer_norm, (x, weight, weight, weight, EPSILON, x)),
         (torch.ops.rlsd.layer_norm_pull, (x, x, weight, EPSILON, x)),
         (torch.ops.rlsd.gelu_pull, (x, x)),
         (torch.ops.rlsd.softmax_pull, (x, x, 0.5)),
@@ -98,6 +114,11 @@ X, V = torch.zeros(2, 8, device=DEVICE), torch.zeros(8, device=DEVICE)
 @pytest.mark.parametrize(
     "name, call",
     [
+        ("x", lambda: norm.add_layer_norm(V, V, V, V, EPSILON)),
+        ("x_bias", lambda: norm.add_layer_norm(X, V[:4], V, V, EPSILON)),
+        ("bias", lambda: norm.add_layer_norm(X, V, V, X, EPSILON)),
+        ("epsilon", lambda: norm.add_layer_norm(X, V, V, V, -1.0)),
+        ("residual", lambda: norm.add_layer_norm(X, V, V, V, EPSILON, X[:1])),
         ("x", lambda: norm.layer_norm_pull(V, V, V, EPSILON)),
         ("cotangent", lambda: norm.layer_norm_pull(X[:1], X, V, EPSILON)),
         ("weight", lambda: norm.layer_norm_pull(X, X, V[:4], EPSILON)),

@@ -64,7 +64,14 @@ def crowd(bench: Bench, N: int, D: int) -> list[Line]:
 
 def ours(phi: Tensor) -> Tensor:
     """The kernels that the engine launches."""
-    return repulsion(phi)[0]
+    offsets, numbers = _addresses(len(phi), phi.device)
+    return repulsion(phi, offsets, numbers, numbers, numbers, largest=len(phi))[0]
+
+
+@functools.cache
+def _addresses(N: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where the job's rows begin and end, and its seed, item and step: the engine has them on the device."""
+    return torch.tensor([0, N], dtype=torch.int32, device=device), torch.zeros(1, dtype=torch.int64, device=device)
 
 
 def direct(phi: Tensor) -> Tensor:
@@ -106,10 +113,16 @@ def keops(phi: Tensor) -> Tensor:
 def kernel(squared: Tensor) -> tuple[Tensor, Tensor]:
     """k [N, N] with a diagonal of zeros, and h [N], of squared distances [N, N]."""
     N = len(squared)
-    others = ~torch.eye(N, dtype=torch.bool, device=squared.device)
+    others = _others(N, squared.device)
     ordered = squared.masked_fill(~others, math.inf).sort(1).values  # a selection by `others` would wait for the device
     h = ordered[:, (N - 2) // 2] / math.log(max(N - 1, 2))
     return (-squared / h[:, None]).exp() * others, h
+
+
+@functools.cache
+def _others(N: int, device: torch.device) -> Tensor:
+    """Made once, as what the engine's kernels are given is."""
+    return ~torch.eye(N, dtype=torch.bool, device=device)
 
 
 def weighted(weights: Tensor, phi: Tensor) -> Tensor:

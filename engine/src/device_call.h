@@ -107,7 +107,8 @@ inline std::int64_t channels_of(const Shape &x, const std::string &name) {
     return x.size[x.rank - 1];
 }
 
-// Pull-backs along the last axis: device_rows.cpp.
+// LayerNorm, and pull-backs along the last axis: device_rows.cpp.
+void add_layer_norm(const DeviceNode &node, OrtKernelContext *context);
 void layer_norm_pull(const DeviceNode &node, OrtKernelContext *context);
 void gelu_pull(const DeviceNode &node, OrtKernelContext *context);
 void softmax_pull(const DeviceNode &node, OrtKernelContext *context);

@@ -11,7 +11,7 @@ namespace {
 
 using cuda::ceil_div;
 
-constexpr std::int64_t chunks_at_most = 128;             // kernels/norm/tiles.py: CHUNKS
+constexpr std::int64_t chunks_at_most = 128, steps_at_least = 8;  // kernels/norm/tiles.py: CHUNKS, STEPS
 constexpr std::int64_t block_rows = 64, block_lanes = 64;  // kernels/norm/elementwise.py: ROWS, BLOCK
 constexpr std::size_t scratch_bytes = std::size_t(8) << 20;
 
@@ -55,7 +55,7 @@ struct Division {
             throw OperatorError(call.node.name + ": groups of " + std::to_string(size) + " channels are not possible: a " +
                                 "multiple of " + std::to_string(vector) + " of 128 at most must be whole groups");
         const std::int64_t rows = sized.constant("ROWS");
-        chunk = rows * ceil_div(pixels, rows * chunks_at_most);
+        chunk = rows * std::max(steps_at_least, ceil_div(pixels, rows * chunks_at_most));
         chunks = ceil_div(pixels, chunk);
         if (std::size_t(samples * chunks * 2 * groups) * sizeof(float) > scratch_bytes / 2)
             throw OperatorError(call.node.name + ": a batch of " + std::to_string(samples) + " is too large");
@@ -180,6 +180,7 @@ const Description descriptions[] = {
     {"BiasResidual", 2, 3, 1, bias_residual, {1}},
     {"InterleaveNhwc", 1, 2, 1, interleave, {1}},
     {"InterleavePullNhwc", 1, 1, 1, interleave_pull, {}},
+    {"AddLayerNorm", 4, 5, 2, add_layer_norm, {1, 2, 3}},
     {"LayerNormPull", 3, 4, 1, layer_norm_pull, {2}},
     {"GeluPull", 2, 2, 1, gelu_pull, {}},
     {"SoftmaxPull", 2, 2, 1, softmax_pull, {}},
@@ -199,9 +200,10 @@ int input_type(const OrtCustomOp *op, std::size_t index) {
     return static_cast<int>(always ? Type::float32 : self(op).type);
 }
 
-// Mean and rstd, outputs 1 and 2, are float32.
+// Mean and rstd, outputs 1 and 2 of a GroupNorm, are float32.
 int output_type(const OrtCustomOp *op, std::size_t index) {
-    return static_cast<int>(index == 1 || index == 2 ? Type::float32 : self(op).type);
+    const bool statistic = self(op).outputs > 2 && (index == 1 || index == 2);
+    return static_cast<int>(statistic ? Type::float32 : self(op).type);
 }
 
 template <class T, class Entry> void read_attribute(const Api &api, Entry entry, const OrtKernelInfo *info, const char *name, T &value) {

@@ -8,19 +8,19 @@ using cuda::ceil_div;
 
 // The constants of kernels/repulsion/launch.py.
 struct DeviceRepulsion::Size {
-    std::int64_t n, tile, columns, splits, cut;
+    std::int64_t n, tile, columns, splits, rows, cut;
     const char *distances, *crowd;
 };
 
 const DeviceRepulsion::Size DeviceRepulsion::sizes[3] = {
-    {4, 4, 128, 128, 128, "repulsion_distances_4", "repulsion_crowd_4"},
-    {16, 16, 32, 64, 128, "repulsion_distances_16", "repulsion_crowd_16"},
-    {64, 16, 32, 16, 256, "repulsion_distances_16", "repulsion_crowd_64"},
+    {4, 4, 128, 128, 4, 128, "repulsion_distances_4", "repulsion_crowd_4"},
+    {16, 16, 32, 64, 8, 128, "repulsion_distances_16", "repulsion_crowd_16"},
+    {64, 16, 32, 16, 4, 64, "repulsion_distances_16", "repulsion_crowd_64"},
 };
 
 namespace {
 
-constexpr std::int64_t tile = 16, strip = 32, cut = 128;  // of large jobs
+constexpr std::int64_t tile = 16, strip = 32, cut = 64;   // of large jobs
 constexpr std::int64_t scratch = std::int64_t(1) << 28;   // bytes for the distances of a large job
 constexpr std::int64_t alignment = 16;                    // the kernels read rows of 16 values at a time
 
@@ -140,7 +140,7 @@ void DeviceRepulsion::small(Group &g) {
         .launch({tiles * tiles, splits, count}, {features(), g.offsets.at(), g.partials.at(), g.squares.at(), d, d, 0, n, n,
                                                  small_int(tiles), small_int(length), 1});
     kernels_.get(size.crowd)
-        .launch({ceil_div(stride_, size.cut), tiles, count},
+        .launch({ceil_div(stride_, size.cut), size.n / size.rows, count},
                 {features(), g.offsets.at(), g.seeds.at(), g.items.at(), g.steps.at(), g.partials.at(), g.squares.at(),
                  g.weights.at(), result(), bandwidths_.at(), d, d, small_int(splits), small_int(tiles)});
 }

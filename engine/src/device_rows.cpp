@@ -1,7 +1,21 @@
-// Operators of transformers' pull-backs, along the last axis: kernels/norm/rows.py.
+// Operators of transformers, along the last axis: kernels/norm/rows.py.
 #include "device_call.h"
 
 namespace rlsd::ort {
+
+void add_layer_norm(const DeviceNode &node, OrtKernelContext *context) {
+    const Call call{node, context};
+    const Shape x = call.shape(0);
+    const std::int64_t channels = channels_of(x, node.name);
+    if (channels > 2048) throw OperatorError(node.name + ": x has shape " + x.text() + ", with more than 2048 channels");
+    const Shape vector{{channels}, 1};
+    const DevicePointer residual = call.has(4) ? call.at(4, x) : call.at(0), y = call.out(0, x), total = call.out(1, x);
+    call.kernel(channels > 1024 ? "add_layer_norm_2048" : channels > 512 ? "add_layer_norm_1024" : "add_layer_norm_512")
+        .launch({product(x, 0, x.rank - 1)},
+                {call.at(0), call.at(1, vector), residual, call.at(2, vector), call.at(3, vector), y, total != 0 ? total : y,
+                 small(channels), node.epsilon, std::int32_t(call.has(4))},
+                call.stream());
+}
 
 void layer_norm_pull(const DeviceNode &node, OrtKernelContext *context) {
     const Call call{node, context};

@@ -1,5 +1,5 @@
-"""GroupNorm+SiLU, its pull-back, bias and residual epilogues, and the upsampling interleave; channels last. And the
-pull-backs of a transformer's LayerNorm, GELU and softmax, each in one pass.
+"""GroupNorm+SiLU, its pull-back, bias and residual epilogues, and the upsampling interleave; channels last. And
+for transformers, each in one pass, LayerNorm with the sum before it and the pull-backs of LayerNorm, GELU and softmax.
 
 Weights and biases are float32: they are read once a program, so halves would save nothing, and rounding them would
 move every value of a channel by up to 1/2000. x_bias alone has the type of x, being a row of a table that a network
@@ -12,6 +12,7 @@ from rlsd.kernels.aot import Kernel
 from rlsd.kernels.norm import elementwise, forward, pull, rows, tiles
 from rlsd.kernels.norm.ops import (
     add_group_norm,
+    add_layer_norm,
     bias_residual,
     gelu_pull,
     group_norm,
@@ -26,6 +27,7 @@ __all__ = [
     "KERNELS",
     "PRECISE_KERNELS",
     "add_group_norm",
+    "add_layer_norm",
     "bias_residual",
     "gelu_pull",
     "group_norm",
@@ -106,10 +108,18 @@ def _row_kernels(kind: str) -> list[Kernel]:
         "cotangent": data, "x": data, "weight": _FLOAT, "added": data, "out": data, "channels": "i32:16",
         "epsilon": "fp32", "add": "i32",
     }  # fmt: skip
+    summed = {
+        "x": data, "x_bias": _FLOAT, "residual": data, **_AFFINE, "y": data, "total": data, "channels": "i32:16",
+        "epsilon": "fp32", "add": "i32",
+    }  # fmt: skip
     flat = {"cotangent": data, "x": data, "out": data}
     pulled = {"cotangent": data, "y": data, "out": data, "columns": "i32", "scale": "fp32"}
     block = {"BLOCK": rows.BLOCK}
     return [
+        *(
+            Kernel(f"add_layer_norm_{n}_{kind}", rows.add_layer_norm_kernel, summed, {"BLOCK": n}, rows.warps(n))
+            for n in rows.SUM_WIDTHS
+        ),
         *(
             Kernel(f"layer_norm_pull_{n}_{kind}", rows.layer_norm_pull_kernel, normed, {"BLOCK": n}, rows.warps(n))
             for n in rows.WIDTHS

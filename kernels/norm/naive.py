@@ -108,6 +108,19 @@ def interleave_pull(cotangent: Tensor, order: str = "blocks") -> Tensor:
     return apart.reshape(batch, height // 2, width // 2, 4 * channels).contiguous()
 
 
+def add_layer_norm(
+    x: Tensor, x_bias: Tensor, weight: Tensor, bias: Tensor, epsilon: float, residual: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """y = weight * (total - mean) * rstd + bias along the last axis, and total = x + x_bias + residual, rounded first.
+
+    x, residual: [..., C]; x_bias, weight, bias: [C]. Returns y, total, like x.
+    """
+    total = bias_residual(x, x_bias, residual)
+    value = total.to(precise(x.dtype))
+    y = torch.nn.functional.layer_norm(value, value.shape[-1:], weight.to(value.dtype), bias.to(value.dtype), epsilon)
+    return y.to(x.dtype), total
+
+
 def layer_norm_pull(
     cotangent: Tensor, x: Tensor, weight: Tensor, epsilon: float, added: Tensor | None = None
 ) -> Tensor:

@@ -217,6 +217,30 @@ def _backward_interleave(ctx, cotangent):  # type: ignore[no-untyped-def]
 interleave.register_autograd(_backward_interleave, setup_context=_keep_order)
 
 
+@torch.library.custom_op("rlsd::add_layer_norm", mutates_args=())
+def add_layer_norm(
+    x: Tensor, x_bias: Tensor, weight: Tensor, bias: Tensor, epsilon: float, residual: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """LayerNorm along the last axis of total = x + x_bias + residual, in one pass. Without gradients.
+
+    x, residual: [..., C]; x_bias, weight, bias: [C]. Returns y and total, both like x, total rounded before it is
+    normalised.
+    """
+    checks.rows("x", x)
+    for name, vector in (("x_bias", x_bias), ("weight", weight), ("bias", bias)):
+        checks.vector(name, vector, x)
+    checks.small(epsilon)
+    if residual is not None:
+        checks.like("residual", residual, x)
+    with torch.cuda.device_of(x):
+        return (rows if _on_device(x) else naive).add_layer_norm(x, x_bias, weight, bias, epsilon, residual)
+
+
+@add_layer_norm.register_fake
+def _(x: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(x.shape)
+
+
 @torch.library.custom_op("rlsd::layer_norm_pull", mutates_args=())
 def layer_norm_pull(
     cotangent: Tensor, x: Tensor, weight: Tensor, epsilon: float, added: Tensor | None = None

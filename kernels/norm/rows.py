@@ -1,6 +1,7 @@
-"""Pull-backs in one pass: LayerNorm and softmax along the last axis, GELU everywhere. Made for transformers.
+"""In one pass each: LayerNorm with the sum before it, and the pull-backs of LayerNorm, softmax and GELU.
 
-ONNX Runtime has no kernels for them; of its elementwise ones a LayerNorm's pull-back takes twenty.
+Made for transformers. ONNX Runtime has no kernels for the pull-backs; of its elementwise ones a LayerNorm's takes
+twenty. Its LayerNorm reaches a fifth of an H100's memory bandwidth on Stable Diffusion's rows (bench/NOTES.md).
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-WIDTHS = (512, 1024)  # lanes of a row of a LayerNorm, which one program handles
+WIDTHS = (512, 1024)  # lanes of a row of a LayerNorm's pull-back, which one program handles
+SUM_WIDTHS = (*WIDTHS, 2048)  # and of a LayerNorm with the sum before it
 BLOCK = 1024  # values at once of the others
 LANES = 256  # lanes of a warp's threads, 8 each: 16 bytes of halves
 
@@ -18,6 +20,28 @@ LANES = 256  # lanes of a warp's threads, 8 each: 16 bytes of halves
 def warps(block: int) -> int:
     """Of a program with so many lanes."""
     return max(1, block // LANES)
+
+
+@triton.jit(do_not_specialize=["add"])
+def add_layer_norm_kernel(  # type: ignore[no-untyped-def]
+    x, x_bias, residual, weight, bias, y, total, channels, epsilon, add, BLOCK: tl.constexpr
+):
+    """total = x + x_bias + residual, a row [channels], and y = weight * (total - mean) * rstd + bias. `residual` is
+    read if `add` is 1, not 0."""
+    channel = tl.arange(0, BLOCK)
+    inside = channel < channels
+    at = tl.program_id(0).to(tl.int64) * channels + channel
+    value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    value += tl.load(x_bias + channel, mask=inside, other=0.0).to(tl.float32)
+    value += tl.load(residual + at, mask=channel < channels * add, other=0.0).to(tl.float32)
+    rounded = value.to(total.dtype.element_ty)  # first: what is normalised is what is written
+    tl.store(total + at, rounded, mask=inside)
+    value = rounded.to(tl.float32)
+    centred = tl.where(inside, value - tl.sum(value, 0) / channels, 0.0)
+    rstd = tl.rsqrt(tl.sum(centred * centred, 0) / channels + epsilon)
+    scale = tl.load(weight + channel, mask=inside, other=0.0).to(tl.float32) * rstd
+    result = centred * scale + tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
+    tl.store(y + at, result.to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["add"])
@@ -67,6 +91,19 @@ def softmax_pull_kernel(cotangent, y, out, columns, scale, BLOCK: tl.constexpr):
         value = tl.load(y + row + column, mask=column < columns, other=0.0).to(tl.float32)
         wanted = tl.load(cotangent + row + column, mask=column < columns, other=0.0).to(tl.float32)
         tl.store(out + row + column, (value * (wanted - total) * scale).to(out.dtype.element_ty), mask=column < columns)
+
+
+def add_layer_norm(
+    x: Tensor, x_bias: Tensor, weight: Tensor, bias: Tensor, epsilon: float, residual: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Launch; arguments and results as in naive.add_layer_norm."""
+    channels, y, total = x.shape[-1], torch.empty_like(x), torch.empty_like(x)
+    block = max(SUM_WIDTHS[0], triton.next_power_of_2(channels))
+    add_layer_norm_kernel[(x.numel() // channels,)](
+        x, x_bias, x if residual is None else residual, weight, bias, y, total, channels, epsilon,
+        int(residual is not None), BLOCK=block, num_warps=warps(block),
+    )  # fmt: skip
+    return y, total
 
 
 def layer_norm_pull(

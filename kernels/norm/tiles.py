@@ -16,6 +16,7 @@ from torch import Tensor
 
 TILE = 8192  # bytes in flight per tensor and program; 8 warps: two 16-byte accesses a thread
 CHUNKS = 128  # chunks of a sample at most: each program merges the partial results of all of them
+STEPS = 8  # tiles of a program at least: merging costs as much as ten of them (measured: bench/NOTES.md)
 GROUPS = 16  # groups in a block at most
 WARPS = 8
 SIZES = ["pixels", "groups", "size", "width", "chunk"]  # any value: 1 and multiples of 16 are nothing special
@@ -46,7 +47,7 @@ def divide(samples: int, pixels: int, channels: int, groups: int, itemsize: int)
     aligned = [n for n in range(1, most + 1) if channels % vector == 0 and (n * size % vector == 0 or n == groups)]
     width = size * (aligned[-1] if aligned else most)
     rows = max(1, TILE // itemsize // block)
-    chunk = rows * triton.cdiv(pixels, rows * CHUNKS)
+    chunk = rows * max(STEPS, triton.cdiv(pixels, rows * CHUNKS))
     grid = (triton.cdiv(channels, width), triton.cdiv(pixels, chunk), samples)
     return Division(block, width, rows, chunk, vector if aligned else 1, grid)
 

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from rlsd.kernels.philox import normals
-from rlsd.kernels.repulsion.distances import ETA, MARK, TIE, bandwidth, square_scale
+from rlsd.kernels.repulsion.distances import ETA, MARK, TIE, bandwidth
 
 
 @triton.jit
@@ -44,31 +44,32 @@ def add_apart(out, length, i, j, left, D, job, seeds, items, steps, BD: tl.const
 
 
 @triton.jit
-def plain_sum(x, weights, start, n, top, d, D, stride, width, BI: tl.constexpr):
+def plain_sum(x, weights, start, n, top, left, D, stride, width, BI: tl.constexpr, BD: tl.constexpr):
     """sum_j w_ij (x_i - x_j) [BI, BD] for the rows i from `top`, whose weights begin at `weights`.
 
-    2 instructions per pair and element, as in `distances`.
+    j is the first axis, which the compiler spreads over threads last: a thread has all 16 terms of its sums.
     """
-    row, inside = tl.minimum(tl.arange(0, BI), n - top - 1), d < D  # rows behind the last repeat it, and are not stored
-    a = tl.load(x + (start + top + row)[:, None] * stride + d[None, :], mask=inside[None, :], other=0.0).to(tl.float32)
-    sums = tl.zeros(a.shape, tl.float32)
-    for base in tl.range(0, n, 4, num_stages=3):
-        for u in tl.static_range(4):
-            j = base + u
-            w = tl.load(weights + row * width + j, mask=j + 0 * row < n, other=0.0)
-            b = tl.load(x + (start + tl.minimum(j, n - 1)) * stride + d, mask=inside, other=0.0).to(tl.float32)
-            sums += w[:, None] * (a - b[None, :])
+    row, d = tl.arange(0, BI)[None, :, None], left + tl.arange(0, BD)[None, None, :]
+    a = tl.load(x + (start + top + row) * stride + d, mask=(top + row < n) & (d < D), other=0.0).to(tl.float32)
+    sums = tl.zeros([BI, BD], tl.float32)
+    for base in tl.range(0, n, 8, num_stages=3):
+        j = base + tl.arange(0, 8)[:, None, None]
+        w = tl.load(weights + row * width + j, mask=(top + row < n) & (j < n), other=0.0)
+        b = tl.load(x + (start + j) * stride + d, mask=(j < n) & (d < D), other=0.0).to(tl.float32)
+        sums += tl.sum(w * (a - b), 0)
     return sums
 
 
 @triton.jit
 def repel(
-    phi, weights, out, h, length, start, n, top, left, D, stride, width, job, seeds, items, steps,
+    sums, weights, out, h, length, start, n, top, left, D, width, job, seeds, items, steps,
     BI: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """out[i, d] = (2 / h_i) sum_j w_ij (phi_i - phi_j). h: [BI]. length: eta s if these rows have ties, else 0."""
+    """out[i, d] = (2 / h_i) sums[i, d], sums [BI, BD] of w_ij (phi_i - phi_j). h: [BI].
+
+    length: eta s if these rows have ties, else 0; only then are weights read, which other threads may have written.
+    """
     row, d = tl.arange(0, BI), left + tl.arange(0, BD)
-    sums = plain_sum(phi, weights, start, n, top, d, D, stride, width, BI)
     # As on the CPU, a particle that is not a number makes its job's repulsion 0. So does being alone (h = 0).
     value = sums * (2.0 / h)[:, None]
     value = tl.where(value == value, value, 0.0)
@@ -90,9 +91,13 @@ def weigh(d2, i, j, n, scale2):
     """Weights [BI, BN] and bandwidths h [BI] from squared distances, and eta s if there are ties, else 0."""
     others = (i < n) & (j < n) & (i != j)
     tied = others & (d2 < TIE * TIE * scale2)
-    d2 = tl.where(tied, ETA * ETA * scale2, d2)
-    ordered = tl.sort(tl.where(others, d2, float("inf")), 1)
-    h = bandwidth(tl.sum(tl.where(j == (n - 2) // 2, ordered, 0.0), 1), n, scale2)
+    d2 = tl.where(others, tl.where(tied, ETA * ETA * scale2, d2), float("inf"))
+    # The value of rank r is the largest with at most r smaller ones. Sorting takes many steps, counting two: in one,
+    # 64 values to compare with would not fit into a thread's registers.
+    u, v = tl.split(tl.permute(tl.reshape(d2, [d2.shape[0], d2.shape[1] // 2, 2]), (1, 0, 2)))
+    smaller = tl.sum((u[:, :, None] < d2[None, :, :]).to(tl.int32), 0)
+    smaller += tl.sum((v[:, :, None] < d2[None, :, :]).to(tl.int32), 0)
+    h = bandwidth(tl.max(tl.where(smaller <= (n - 2) // 2, d2, 0.0), 1), n, scale2)
     k = tl.where(others, tl.exp(-d2 / h[:, None]), 0.0)
     total = tl.sum(k, 1)
     w = tl.where((total > 0)[:, None], tl.where(tied, MARK * k, k) / total[:, None], 0.0)
@@ -103,33 +108,41 @@ def weigh(d2, i, j, n, scale2):
 @triton.jit
 def crowd(
     phi, offsets, seeds, items, steps, partials, squares, weights, out, h, D, stride, splits, tiles,
-    BI: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr,
+    BI: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr, T: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """Bandwidths h, and R = out, of BI rows on BD columns; jobs of up to BN. Grid (D / BD, row blocks, J).
 
     Every program reduces the partial distances of its rows again: that is cheaper than a third launch. partials has
-    rows = width = BN; weights [D / BD, J, BN, BN] is private to each program, a way from one thread to another.
+    rows = width = BN, and at most BS splits; weights [D / BD, J, BN, BN] is private to each program, a way from one
+    thread to another.
     """
     cut, block, job = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    top = block * BI
+    # This kernel waits for memory: what does not depend on the job's size is read along with it, phi before its use.
+    i, j = top + tl.arange(0, BI)[:, None], tl.arange(0, BN)[None, :]
+    s, q = tl.arange(0, BS)[:, None], tl.arange(0, BS * (BN // T))
+    part = partials + (job.to(tl.int64) * splits * BN + top) * BN + tl.arange(0, BI * BN)[None, :]
+    parts = tl.load(part + s * BN * BN, mask=s < splits, other=0.0)  # behind n, anything
+    norms = tl.load(squares + job * splits * tiles + q, mask=q < splits * tiles, other=0.0)
     start = tl.load(offsets + job).to(tl.int64)
     n = tl.load(offsets + job + 1) - tl.load(offsets + job)
-    top = block * BI
     if top >= n:
         return
-    i, j = top + tl.arange(0, BI)[:, None], tl.arange(0, BN)[None, :]
-    part = partials + (job.to(tl.int64) * splits * BN + i) * BN + j
-    d2 = tl.zeros([BI, BN], tl.float32)
-    for split in range(0, splits, BS):
-        s = split + tl.arange(0, BS)[:, None, None]
-        d2 += tl.sum(tl.load(part[None] + s * BN * BN, mask=s < splits, other=0.0), 0)  # behind n, anything
-    scale2 = square_scale(squares + job * splits * tiles, n, splits * tiles, tiles, BI)
-    w, h_i, length = weigh(d2, i, j, n, scale2)
-    row_weights = weights + ((cut.to(tl.int64) * tl.num_programs(2) + job) * BN + top) * BN
-    tl.store(row_weights + tl.arange(0, BI)[:, None] * BN + j, w)
+    d, d_in = cut * BD + tl.arange(0, BD)[None, None, :], (cut * BD + tl.arange(0, BD) < D)[None, None, :]
+    row, column = top + tl.arange(0, BI)[None, :, None], tl.arange(0, BN)[:, None, None]
+    # The layout of what is read last, 4 columns of a row i to a thread, is that of the differences (see `plain_sum`).
+    b = tl.load(phi + (start + column) * stride + d, mask=d_in & (column < n), other=0.0).to(tl.float32)
+    a = tl.load(phi + (start + row) * stride + d, mask=d_in & (row < n), other=0.0).to(tl.float32)
+    mean = tl.sum(tl.where(q % (BN // T) * T < n, norms, 0.0)) / n
+    scale2 = tl.where(mean == 0, 1.0, mean)
+    w, h_i, length = weigh(tl.reshape(tl.sum(parts, 0), [BI, BN]), i, j, n, scale2)
+    own = weights + ((cut.to(tl.int64) * tl.num_programs(2) + job) * BN + top) * BN
+    if length > 0:
+        tl.store(own + tl.arange(0, BI)[:, None] * BN + j, w)
     rows = top + tl.arange(0, BI)
     tl.store(h + start + rows, tl.where(n > 1, h_i, 0.0), mask=rows < tl.where(cut == 0, n, 0))
-    tl.debug_barrier()
-    repel(phi, row_weights, out, h_i, length, start, n, top, cut * BD, D, stride, BN, job, seeds, items, steps, BI, BD)
+    sums = tl.sum(tl.trans(w)[:, :, None] * (a - b), 0)
+    repel(sums, own, out, h_i, length, start, n, top, cut * BD, D, BN, job, seeds, items, steps, BI, BD)
 
 
 @triton.jit
@@ -149,7 +162,8 @@ def gradient(
     h_i = tl.load(h + start + first + row, mask=valid, other=1.0)
     length = tl.max(tl.load(ties + job * rows + row, mask=valid, other=0.0))
     weights = partials + (job.to(tl.int64) * splits * rows + block * BI) * width
-    repel(phi, weights, out, h_i, length, start, n, top, cut * BD, D, stride, width, job, seeds, items, steps, BI, BD)
+    sums = plain_sum(phi, weights, start, n, top, cut * BD, D, stride, width, BI, BD)
+    repel(sums, weights, out, h_i, length, start, n, top, cut * BD, D, width, job, seeds, items, steps, BI, BD)
 
 
 @triton.jit
@@ -158,6 +172,6 @@ def differences(x, weights, out, n, D, stride, width, BI: tl.constexpr, BD: tl.c
     top, row = tl.program_id(1) * BI, tl.arange(0, BI)
     d = tl.program_id(0) * BD + tl.arange(0, BD)
     first = tl.program_id(1).to(tl.int64) * BI
-    sums = plain_sum(x, weights + first * width, 0 * first, n, top, d, D, stride, width, BI)
+    sums = plain_sum(x, weights + first * width, 0 * first, n, top, tl.program_id(0) * BD, D, stride, width, BI, BD)
     inside = (top + row < n)[:, None] & (d < D)[None, :]
     tl.store(out + (first + row)[:, None] * D + d[None, :], sums, mask=inside)

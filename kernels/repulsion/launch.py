@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,24 +13,25 @@ from rlsd.kernels.repulsion.distances import bandwidths, distances
 from rlsd.kernels.repulsion.gradient import crowd, differences, gradient
 
 TILE, ROW, STRIP = 16, 1024, 32  # rows of a tile of distances, values of a row at a time, rows of a block of gradients
-CUT = 128  # columns of a gradient
+CUT = 64  # columns of a gradient
 
 
 @dataclass(frozen=True)
 class Size:
     """Constants for jobs of up to `n` particles, up to 64: rows and columns of a tile of distances, the most splits of
-    D, splits that are summed at a time, columns of a gradient. They and D alone decide the order of every sum, so that
-    a job's result does not depend on the jobs beside it."""
+    D; rows and columns of a gradient, and the warps that compute it. They and D alone decide the order of every sum,
+    so that a job's result does not depend on the jobs beside it."""
 
     n: int
     tile: int
     columns: int
     splits: int
-    summed: int
+    rows: int
     cut: int
+    warps: int
 
 
-SIZES = (Size(4, 4, 128, 128, 128, 128), Size(16, TILE, 32, 64, 32, 128), Size(64, TILE, 32, 16, 8, 256))
+SIZES = (Size(4, 4, 128, 128, 4, 128, 4), Size(16, TILE, 32, 64, 8, 128, 8), Size(64, TILE, 32, 16, 4, 64, 4))
 
 
 def repulsion(
@@ -57,9 +58,9 @@ def _small(phi: Tensor, addresses: tuple[Tensor, ...], out: Tensor, h: Tensor, s
         phi, addresses[0], partials, squares, D, phi.stride(0), 0, size.n, size.n, tiles, chunk, 1,
         T=size.tile, BD=size.columns,
     )  # fmt: skip
-    crowd[(cuts, tiles, jobs)](
+    crowd[(cuts, size.n // size.rows, jobs)](
         phi, *addresses, partials, squares, weights, out, h, D, phi.stride(0), splits, tiles,
-        BI=size.tile, BN=size.n, BS=size.summed, BD=size.cut,
+        **_constants(size), num_warps=size.warps,
     )  # fmt: skip
 
 
@@ -81,6 +82,10 @@ def _large(phi: Tensor, addresses: tuple[Tensor, ...], out: Tensor, h: Tensor, l
         gradient[(_ceil(D, CUT), rows // STRIP, jobs)](
             phi, *addresses, partials, h, ties, out, D, stride, first, rows, width, splits, BI=STRIP, BD=CUT
         )
+
+
+def _constants(size: Size) -> dict[str, int]:
+    return {"BI": size.rows, "BN": size.n, "BS": size.splits, "T": size.tile, "BD": size.cut}
 
 
 def squared_distances(x: Tensor) -> Tensor:
@@ -139,7 +144,7 @@ def _kernel(name: str, function: Any, types: dict[str, str] = _TYPES, **constant
 KERNELS = [
     _kernel("distances_4", distances, {**_TYPES, "width": "i32"}, T=4, BD=SIZES[0].columns),  # 4 columns are not 16
     _kernel("distances_16", distances, T=TILE, BD=SIZES[1].columns),
-    *(_kernel(f"crowd_{s.n}", crowd, BI=s.tile, BN=s.n, BS=s.summed, BD=s.cut) for s in SIZES),
+    *(replace(_kernel(f"crowd_{size.n}", crowd, _TYPES, **_constants(size)), warps=size.warps) for size in SIZES),
     _kernel("bandwidths", bandwidths, T=TILE, BN=ROW),
     _kernel("gradient", gradient, BI=STRIP, BD=CUT),
 ]
