@@ -232,6 +232,10 @@ def test_an_export_that_is_missing_is_waited_for(tmp_path: Path, monkeypatch: py
     running.wait()
     with pytest.raises(RuntimeError, match="failed with status"):
         prepare.wait("sd15", running, 10)
+    options = race.parse(["--sections", "agreement", "--networks", "sd15"])
+    first = next(plan.cases(options, Bench(CPU, ROOF), running, plan.Budget(1)))
+    (line,) = first.run()  # and the cases behind it go on
+    assert first.title == "agreement with the CPU" and "failed with status" in line["failed"]
     prepare.bundle_path("sd15").mkdir()
     prepare.wait("sd15", running, 0)
     assert prepare.compile_seconds("sd15", 8) > 100

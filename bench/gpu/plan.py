@@ -99,7 +99,10 @@ def _compiled(name: str, n: int, both: list[Case]) -> list[Line]:
 
 def _agreement(options: argparse.Namespace, bench: Bench, maker: subprocess.Popen | None, budget: Budget) -> list[Line]:
     if maker is not None:
-        prepare.wait("fashion", maker, budget.left())
+        try:
+            prepare.wait("fashion", maker, budget.left())
+        except Exception as error:
+            return [{"section": "agreement", "case": "fashion", "method": "engine", **steps.without_figure(error)}]
     bundle = FASHION / "bundle" if not bench.cuda else prepare.bundle_of("fashion")
     return agreement.agreement(bench, bundle, TOY_STEPS if options.toy else agreement.PARAMS.steps)
 
