@@ -113,8 +113,8 @@ def bundle_of(name: str) -> Path:
 
 
 def compile_seconds(name: str, particles: int) -> float:
-    """What torch.compile's max-autotune may take here, less with its cache. Guesses: with Stable Diffusion 1.5, N = 8 it
-    was not done after 6 minutes on 16 processors and an H100."""
+    """What torch.compile's max-autotune may take here, less with its cache. Guesses: with Stable Diffusion 1.5, N = 8,
+    it was not done after 6 minutes on 16 processors and an H100."""
     return 60 if _note(name, particles).is_file() else 600
 
 
