@@ -2,7 +2,8 @@
 # Everything that only a machine with an NVIDIA GPU can tell, in under 8 minutes: builds the library, runs the tests of
 # kernels and engine on the device, then times the kernels and the engine against PyTorch (bench/gpu/__main__.py says
 # what). Lines for `rlsd bench --report` go to bench/results. What is exported and compiled on the way stays in
-# build/gpu, so that a second run has time for what the first had to leave out.
+# build/gpu, so that a second run has time for what the first had to leave out; torch.compile's max-autotune alone takes
+# longer than that: python -m rlsd.bench.gpu --minutes 30 has time for it.
 #
 #     bench/gpu_check.sh [arguments of rlsd.bench.gpu, say --networks sd15]
 #     bench/gpu_check.sh --rehearse [...]    the same road on a CPU at toy sizes; no figure is kept

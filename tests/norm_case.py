@@ -7,6 +7,8 @@ import math
 import pytest
 import torch
 
+from rlsd.kernels.norm import tiles
+
 PAD = 64  # values beside each buffer
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -26,7 +28,9 @@ def double(values):
 
 @pytest.fixture(name="launching")
 def launching_fixture(monkeypatch):
-    """Outputs and workspaces begin as NaN, and nothing may be written beside them."""
+    """Outputs and workspaces begin as NaN, and nothing may be written beside them. Programs of one tile at least, so
+    that small tensors have several chunks."""
+    monkeypatch.setattr(tiles, "STEPS", 1)
     buffers = []
 
     def empty(*shape, dtype=torch.float32, device=None):

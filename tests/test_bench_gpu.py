@@ -223,6 +223,17 @@ def test_two_jobs_cannot_be_packed_to_twice_the_speed() -> None:
     assert bounds == pytest.approx([4.97, 3.17, 1.84], abs=0.01)
 
 
+def test_exports_side_by_side_end_with_the_first_that_fails() -> None:
+    def ending(*codes: str) -> list[subprocess.Popen]:
+        return [subprocess.Popen([sys.executable, "-c", code]) for code in codes]
+
+    assert prepare.side_by_side(ending("pass", "pass"))
+    for failing in ("raise SystemExit(3)", "import os; os.kill(os.getpid(), 9)"):
+        makers = ending("pass", "import time; time.sleep(60)", failing)
+        assert not prepare.side_by_side(makers)
+        assert makers[1].wait(10) != 0  # ended with the other
+
+
 def test_an_export_that_is_missing_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepare, "KEPT", tmp_path)
     running = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])

@@ -28,7 +28,7 @@ HERE = torch.cuda.is_available() and "CUDAExecutionProvider" in onnxruntime.get_
 pytestmark = pytest.mark.skipif(not HERE, reason="needs an NVIDIA GPU, and ONNX Runtime for it")
 
 NETS = make_nets()
-WIDEST = 5 * TOLERANCE  # of one value: these networks' float32 products have the 11 bits of TF32 on a GPU
+WIDEST = 5 * TOLERANCE  # of one value among many: these networks' float32 products have TF32's 11 bits on a GPU
 BATCHES = (1, 2, 4, 17, 65)
 
 
@@ -54,9 +54,10 @@ def test_a_crowd_of_any_size_agrees(engine, particles, repulsion):
     (found,), (again,) = engine.reconstruct([job]), engine.reconstruct([job])
     wanted = reference(NETS, job)
     assert np.linalg.norm(found.particles - wanted) < TOLERANCE * np.linalg.norm(wanted)
-    assert difference(found.particles, wanted) < WIDEST
+    widest = WIDEST if particles > 64 else TOLERANCE
+    assert difference(found.particles, wanted) < widest
     assert found.particles.tobytes() == again.particles.tobytes()
-    np.testing.assert_allclose(found.trace, wanted_trace(NETS, job), rtol=WIDEST)  # losses and bandwidths
+    np.testing.assert_allclose(found.trace, wanted_trace(NETS, job), rtol=max(2e-2, widest))  # losses and bandwidths
 
 
 def test_jobs_of_all_kinds_agree_side_by_side(engine):

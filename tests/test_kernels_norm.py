@@ -104,10 +104,12 @@ def test_group_norm_pull(shape, groups, kind):
 
 
 @kernels
+@pytest.mark.parametrize("steps", [1, 8])
 @pytest.mark.parametrize("groups", [4, 8])  # blocks of 64 and of 128 lanes
-def test_chunks_of_many_tiles(monkeypatch, groups):
-    """At most 3 chunks, so that a program walks over several tiles; the last chunk and its last tile are not full."""
+def test_chunks_of_many_tiles(monkeypatch, groups, steps):
+    """At most 4 chunks, so that a program walks over several tiles; the last chunk and its last tile are not full."""
     monkeypatch.setattr(tiles, "CHUNKS", 4)
+    monkeypatch.setattr(tiles, "STEPS", steps)
     x, channels = normal((2, 23, 29, 80 if groups == 8 else 32), mean=3.0), 80 if groups == 8 else 32
     divided = tiles.divide(2, 23 * 29, channels, groups, 4)
     assert divided.chunk >= 3 * divided.rows and (23 * 29) % divided.chunk % divided.rows
@@ -137,10 +139,10 @@ def test_programs_write_their_own_channels_only(monkeypatch):
 def test_a_mean_far_above_the_deviation_does_not_cancel(kind):
     x = normal((1, 20, 21, 64), kind, mean=1000.0)
     given = (x, None, *affine(64), 16, False)
-    _, mean, rstd = check_forward(*given, tiny=1e-5)  # a float32 near 1000 is rounded by 3e-5 deviations
+    _, mean, rstd = check_forward(*given, tiny=1e-6)  # a float32 near 1000 is rounded by 3e-5 deviations
     grouped = x.double().reshape(420, 16, 4)
     assert (mean - grouped.mean((0, 2))).abs().max() <= 6.2e-5  # one unit in the last place
-    assert (rstd / (grouped.var((0, 2), unbiased=False) + 1e-5).rsqrt() - 1).abs().max() <= 1e-5
+    assert (rstd / (grouped.var((0, 2), unbiased=False) + 1e-5).rsqrt() - 1).abs().max() <= 1e-6
 
 
 @kernels

@@ -113,16 +113,17 @@ def keops(phi: Tensor) -> Tensor:
 def kernel(squared: Tensor) -> tuple[Tensor, Tensor]:
     """k [N, N] with a diagonal of zeros, and h [N], of squared distances [N, N]."""
     N = len(squared)
-    others = _others(N, squared.device)
-    ordered = squared.masked_fill(~others, math.inf).sort(1).values  # a selection by `others` would wait for the device
+    others, itself = _others(N, squared.device)
+    ordered = squared.masked_fill(itself, math.inf).sort(1).values  # a selection by `others` would wait for the device
     h = ordered[:, (N - 2) // 2] / math.log(max(N - 1, 2))
     return (-squared / h[:, None]).exp() * others, h
 
 
 @functools.cache
-def _others(N: int, device: torch.device) -> Tensor:
-    """Made once, as what the engine's kernels are given is."""
-    return ~torch.eye(N, dtype=torch.bool, device=device)
+def _others(N: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of each pair whether they are two, or one. Made once, as what the engine's kernels are given is."""
+    itself = torch.eye(N, dtype=torch.bool, device=device)
+    return ~itself, itself
 
 
 def weighted(weights: Tensor, phi: Tensor) -> Tensor:

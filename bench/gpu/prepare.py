@@ -12,6 +12,7 @@ import argparse
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -37,10 +38,23 @@ def main() -> None:
     parser.add_argument("networks", nargs="+", choices=NETWORKS)
     names = parser.parse_args().networks
     if len(names) > 1 and roomy(len(names)):
-        sys.exit(max(maker.wait() for maker in [start([name]) for name in names]))
+        sys.exit(0 if side_by_side([start([name]) for name in names]) else 1)
     for name in names:
         checkpoint_of(name)
         bundle_of(name)
+
+
+def side_by_side(makers: list[subprocess.Popen]) -> bool:
+    """Whether all of them ended well. With the first that does not, or when this process is to end, all end."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    try:
+        while (codes := [maker.poll() for maker in makers]) and None in codes and not any(codes):
+            time.sleep(0.2)
+        return not any(codes)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        for maker in makers:
+            maker.terminate()
 
 
 def roomy(exports: int) -> bool:

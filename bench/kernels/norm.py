@@ -6,6 +6,7 @@ and the cotangent, which is free only where they stay in the L2 cache.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -126,8 +127,14 @@ def _other_cases(batch: int) -> list[Case]:
     return cases
 
 
+def _summed_rows(device: torch.device, rows: int, width: int) -> Sequence[Any]:
+    x, residual = (_random(device, rows, width, seed=seed).half() for seed in (0, 1))
+    x_bias, weight, bias = (_random(device, width, seed=seed) for seed in (2, 3, 4))
+    return x, x_bias, weight, bias, 1e-5, residual
+
+
 def _row_cases(batch: int) -> list[Case]:
-    """Of a vision transformer with 197 tokens of 384 channels, and of the decoder's attention."""
+    """Of a vision transformer with 197 tokens of 384 channels, of the decoder's attention and the noise predictor's."""
     cases = []
     tokens, channels = batch * 197, 384
     norms, gates = tokens * channels, tokens * 4 * channels
@@ -139,6 +146,11 @@ def _row_cases(batch: int) -> list[Case]:
         weight = _random(device, channels)
         return (*like(tokens, channels)(device), weight, 1e-6, _random(device, tokens, channels).half())
 
+    for rows, width in ((batch * 4096, 320), (batch * 1024, 640), (batch * 256, 1280)):  # the noise predictor's
+        moved, values = 4 * HALF * rows * width + 3 * FLOAT * width, rows * width
+        title = f"add+LayerNorm {rows}x{width}"
+        make = functools.partial(_summed_rows, rows=rows, width=width)
+        cases.append(Case(title, make, norm.add_layer_norm, naive.add_layer_norm, moved, 9 * values))
     title = f"LayerNorm pull {tokens}x{channels}"
     moved = 4 * HALF * norms + FLOAT * channels
     cases.append(Case(title, pulled, norm.layer_norm_pull, naive.layer_norm_pull, moved, 16 * norms))

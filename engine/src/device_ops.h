@@ -7,6 +7,7 @@
 //   GroupNormPullNhwc(cotangent, x, mean, rstd, weight, bias [, added] [, x_bias]; groups, silu) -> x_cotangent
 //   BiasResidual(x, bias [, residual]; silu) -> y
 //   InterleaveNhwc(phases [, bias]) -> image, InterleavePullNhwc(image) -> phases
+//   AddLayerNorm(x, x_bias, weight, bias [, residual]; epsilon) -> y, total, along the last axis; x_bias is float32
 //   LayerNormPull(cotangent, x, weight [, added]; epsilon) -> x_cotangent, along the last axis
 //   GeluPull(cotangent, x) -> x_cotangent, SoftmaxPull(cotangent, y; scale) -> x_cotangent, y being softmax(x)
 #pragma once

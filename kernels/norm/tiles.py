@@ -16,7 +16,7 @@ from torch import Tensor
 
 TILE = 8192  # bytes in flight per tensor and program; 8 warps: two 16-byte accesses a thread
 CHUNKS = 128  # chunks of a sample at most: each program merges the partial results of all of them
-STEPS = 8  # tiles of a program at least: merging costs as much as ten of them (measured: bench/NOTES.md)
+STEPS = 8  # tiles of a program at least: merging costs as much as several (bench/NOTES.md)
 GROUPS = 16  # groups in a block at most
 WARPS = 8
 SIZES = ["pixels", "groups", "size", "width", "chunk"]  # any value: 1 and multiples of 16 are nothing special

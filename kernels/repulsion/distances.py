@@ -85,7 +85,8 @@ def bandwidth(median2, n, scale2):
 def select(row, n, width, rank, BN: tl.constexpr):
     """The value of that rank (0: the smallest) among |row[0 .. width - 1]|, exactly, by bisection over bits.
 
-    2 bits a round, from three counts that travel as one number: a round is a trip through the whole block. n < 2^20.
+    2 bits a round, from three counts that travel as one number: a round is a trip through the whole block. For n up to
+    2^20 - BN.
     """
     found, step, none = (rank * 0).to(tl.uint32), tl.full([], 1 << 30, tl.uint32), tl.zeros([BN], tl.int32)
     for _ in range(0, 16):

@@ -47,7 +47,7 @@ def add_apart(out, length, i, j, left, D, job, seeds, items, steps, BD: tl.const
 def plain_sum(x, weights, start, n, top, left, D, stride, width, BI: tl.constexpr, BD: tl.constexpr):
     """sum_j w_ij (x_i - x_j) [BI, BD] for the rows i from `top`, whose weights begin at `weights`.
 
-    j is the first axis, which the compiler spreads over threads last: a thread has all 16 terms of its sums.
+    j is the first axis, which the compiler spreads over threads last: a thread has all 8 terms of its sums.
     """
     row, d = tl.arange(0, BI)[None, :, None], left + tl.arange(0, BD)[None, None, :]
     a = tl.load(x + (start + top + row) * stride + d, mask=(top + row < n) & (d < D), other=0.0).to(tl.float32)

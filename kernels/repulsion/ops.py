@@ -92,8 +92,8 @@ def _repulsion(
 ) -> tuple[Tensor, Tensor]:
     _check("phi", phi, (torch.float32, torch.float16))
     jobs = len(offsets) - 1
-    if not 1 <= jobs < 2**16 or largest < 1:
-        raise ValueError(f"{jobs} jobs, the largest of {largest}: 1 to 65535 jobs of at least 1 particle can be")
+    if not 1 <= jobs < 2**16 or not 1 <= largest <= 10**6:
+        raise ValueError(f"{jobs} jobs, the largest of {largest}: 1 to 65535 jobs of 1 to 1000000 particles can be")
     for name, vector, kind, size in (
         ("offsets", offsets, torch.int32, jobs + 1),
         ("seeds", seeds, torch.int64, jobs),
