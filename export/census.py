@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from rlsd.export.graph import constant
-from rlsd.export.onnx_graph import WIDEST_HEAD
+from rlsd.export.onnx_graph import is_wide
 
 aten = torch.ops.aten
 
@@ -65,17 +65,13 @@ def _moved(node: fx.Node) -> int:
         twice = sources[node.args[0]]  # type: ignore[index] # the sum is read again
     elif node.target in (ops.group_norm_pull.default, ops.group_norm_pull_nhwc.default):
         twice = sum(sources[x] for x in dict.fromkeys(node.args[:2]))  # type: ignore[index]
-    elif node.target == ops.attention.default and _wide(node):
+    elif node.target == ops.attention.default and is_wide(_shape(node, 0)[-1], node.args[3]):  # type: ignore[arg-type]
         twice = 4 * result // _shape(node, 0)[-1] * _shape(node, 1)[1]  # scores and probabilities, written and read
     elif node.target in (ops.conv_nhwc.default, ops.linear.default) and node.args[2] is not None:
         twice = 2 * result  # the bias, in a pass of its own
     elif node.target in (aten.index_select.default, aten.embedding.default):
         return 2 * result  # rows of a table
     return sum(sources.values()) + result + twice
-
-
-def _wide(node: fx.Node) -> bool:
-    return node.args[3] == 1 and _shape(node, 0)[-1] > WIDEST_HEAD
 
 
 def _value(node: fx.Node) -> object:

@@ -165,9 +165,13 @@ def _product(left, right, across: Sequence[bool], scale: float = 1.0):  # type: 
     return _PRODUCT(left, right, transA=int(across[0]), transB=int(across[1]), alpha=scale)
 
 
+def is_wide(width: int, heads: int) -> bool:
+    """Whether attention of so many channels in all becomes two products and a softmax."""
+    return heads == 1 and width > WIDEST_HEAD
+
+
 def _attention(query, key, value, heads: int):  # type: ignore[no-untyped-def]
-    width = query.shape[-1] // heads
-    if heads == 1 and width > WIDEST_HEAD:
+    if is_wide(width := query.shape[-1], heads):
         scores = _PRODUCT(query, key, transA=0, transB=1, alpha=width**-0.5)
         return _PRODUCT(opset20.Softmax(scores, axis=-1), value, transA=0, transB=0, alpha=1.0)
     return _ATTENTION(query, key, value, num_heads=heads)

@@ -2,8 +2,8 @@
 for transformers, each in one pass, LayerNorm with the sum before it and the pull-backs of LayerNorm, GELU and softmax.
 
 Weights and biases are float32: they are read once a program, so halves would save nothing, and rounding them would
-move every value of a channel by up to 1/2000. x_bias alone has the type of x, being a row of a table that a network
-computed, or a bias that a convolution would have added in that type.
+move every value of a channel by up to 1/2000. A GroupNorm's x_bias alone has the type of x, being a row of a table
+that a network computed, or a bias that a convolution would have added in that type.
 """
 
 from __future__ import annotations
