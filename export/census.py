@@ -11,7 +11,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx
 
-from rlsd.export.graph import constant
+from rlsd.export.graph import Precise, constant
 from rlsd.export.onnx_graph import is_wide
 
 aten = torch.ops.aten
@@ -109,8 +109,7 @@ _VIEWS = {
 
 
 def _bytes(value: object) -> int:
-    several = value if isinstance(value, (tuple, list)) else (value,)
-    return sum(v.numel() * v.element_size() for v in several if isinstance(v, Tensor))
+    return sum(v.numel() * v.element_size() for v in _several(value) if isinstance(v, Tensor))
 
 
 def _shape(node: fx.Node, number: int) -> Sequence[int]:
@@ -121,33 +120,25 @@ def _shape(node: fx.Node, number: int) -> Sequence[int]:
     return source.meta["val"].shape if known is None else known.shape
 
 
-def largest_values(
-    graph_module: fx.GraphModule, args: Sequence[Tensor], *, precise: bool = False, kind: torch.dtype | None = None
-) -> dict[str, float]:
-    """The largest magnitude of each node's result, by node: what its type has to hold.
-
-    precise: a graph in halves is computed in float32, its weights and `args` too. kind: only results of this type.
-    """
+def largest_values(graph_module: fx.GraphModule, args: Sequence[Tensor]) -> dict[str, float]:
+    """The largest magnitude of each node's result, computed in float32, by node; of what the trace has in halves."""
     found: dict[str, float] = {}
 
-    def widened(value: object) -> object:
-        if not isinstance(value, Tensor):
-            return value
-        wide = precise and value.dtype == torch.float16
-        return (value.float() if wide else value).contiguous()  # some operators insist on the order of the trace
-
-    class Watch(fx.Interpreter):
+    class Watch(Precise):
         def run_node(self, n: fx.Node) -> object:
-            if n.target == aten._assert_tensor_metadata.default:
-                return None  # it insists on the types that the trace saw
             result = super().run_node(n)
-            result = tuple(map(widened, result)) if isinstance(result, tuple) else widened(result)
-            values = [v for v in (result if isinstance(result, tuple) else (result,)) if isinstance(v, Tensor)]
-            values = [v for v in values if kind in (None, v.dtype)]
+            values = [v for v in _several(result) if isinstance(v, Tensor) and v.is_floating_point()]
+            traced = [v for v in _several(n.meta.get("val")) if isinstance(v, Tensor)]
+            if len(traced) == len(values):
+                values = [v for v, kind in zip(values, traced) if kind.dtype == torch.float16]
             if n.op == "call_function" and values:
-                found[n.name] = max((float(v.abs().max()) for v in values if v.is_floating_point()), default=0.0)
+                found[n.name] = max(float(v.abs().max()) for v in values)
             return result
 
     with torch.no_grad():
-        Watch(graph_module).run(*(widened(arg) for arg in args))
+        Watch(graph_module).run(*args)
     return found
+
+
+def _several(value: object) -> Sequence[object]:
+    return value if isinstance(value, (tuple, list)) else (value,)

@@ -155,7 +155,7 @@ class CudaPacker:
         if context is not None:
             known |= self._check(context, {"context": example[2]}, {})
         self._check(graph, known, {"eps": want})
-        self.tables.clear()  # they are rounded differently for another batch: the bundle's own come from its first
+        self.tables.clear()  # known by nodes' names, which another size need not share: the bundle's are of its first
         for batch in batches:
             context, graph = self._trace_denoiser(halved, inputs(batch, networks.latent))
             self._add(graph, batch)
@@ -239,9 +239,7 @@ class CudaPacker:
     def _scale(self, parts: Split, args: list[Tensor], name: str) -> float:
         """The power of two that lifts the largest value of the pull-back to HEADROOM below the largest half."""
         known = dict(zip(["cotangent", *parts.pull_inputs], args))
-        kinds = dict(zip(parts.kept, (value.dtype for value in parts.kept_values)))
-        given = [x.to(kinds.get(word, torch.float16)) for word, x in known.items()]
-        largest = max(census.largest_values(parts.pull, given, kind=torch.float16).values())
+        largest = max(census.largest_values(parts.pull, [*known.values()]).values())
         if not 0 < largest < math.inf:
             raise CheckError(f"graph {name}_pull: its largest value is {largest}")
         return 2.0 ** math.floor(math.log2(islands.HALF_MAX / HEADROOM / largest))

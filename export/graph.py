@@ -8,6 +8,38 @@ from torch import Tensor, fx
 aten = torch.ops.aten
 
 
+class Precise(fx.Interpreter):
+    """Runs a graph in halves in float32: its inputs, weights and every result are widened.
+
+    kept: the widened weights stay for further runs, which takes memory.
+    """
+
+    def __init__(self, graph_module: fx.GraphModule, kept: bool = False):
+        super().__init__(graph_module)
+        self._kept: dict[str, object] | None = {} if kept else None
+
+    def run(self, *args: object) -> object:
+        return super().run(*map(self.widened, args))
+
+    def run_node(self, n: fx.Node) -> object:
+        if n.target == aten._assert_tensor_metadata.default:
+            return None  # it insists on the types that the trace saw
+        if self._kept is not None and n.name in self._kept:
+            return self._kept[n.name]
+        result = super().run_node(n)
+        result = tuple(map(self.widened, result)) if isinstance(result, tuple) else self.widened(result)
+        if self._kept is not None and n.op == "get_attr":
+            self._kept[n.name] = result
+        return result
+
+    @staticmethod
+    def widened(value: object) -> object:
+        """Halves as float32, all else as it is; some operators insist on the order of the trace."""
+        if not isinstance(value, Tensor):
+            return value
+        return (value.float() if value.dtype == torch.float16 else value).contiguous()
+
+
 def replace(node: fx.Node, other: fx.Node) -> None:
     """Puts `other` in the place of `node`, which dies with the next clean-up."""
     other.meta["val"] = node.meta["val"]  # its shape, for the rewrites that follow

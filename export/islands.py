@@ -22,7 +22,7 @@ LIMIT = HALF_MAX / 4  # four times more than was seen must still fit
 
 def too_large(graph_module: fx.GraphModule, args: Sequence[Tensor]) -> frozenset[str]:
     """Names of the nodes of a graph in halves whose results exceed LIMIT when computed in float32 from `args`."""
-    found = largest_values(graph_module, args, precise=True)
+    found = largest_values(graph_module, args)
     halves = {node.name for node in graph_module.graph.nodes if _is_half(node)}
     return frozenset(name for name, value in found.items() if name in halves and not value <= LIMIT)
 

@@ -15,25 +15,38 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+from rlsd.export.bundle import link_or_copy
 
 HALF, FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT
 Nodes = Iterator[NodeProto]
 
 
-def lower(source: Path, target: Path, kept: bool = False) -> None:
-    """Writes the lowered form of the graph file `source`, weights included, to `target` and `target`.bin."""
-    model = lowered(onnx.load(source), kept)
-    onnx.save(model, target, save_as_external_data=True, location=f"{target.name}.bin", convert_attribute=False)
+def lower(source: Path, target: Path) -> None:
+    """Writes the lowered form of the graph file `source` to `target`, beside which its files of weights have to lie.
+
+    They are linked there, or copied, where it is another folder.
+    """
+    model = lowered(onnx.load(source, load_external_data=False))
+    files = {ExternalDataInfo(x).location for x in model.graph.initializer if uses_external_data(x)}
+    for name in files:
+        if not (target.parent / name).exists():
+            link_or_copy(source.parent / name, target.parent / name)
+    onnx.save(model, target)
 
 
 def lowered(model: onnx.ModelProto, kept: bool = False) -> onnx.ModelProto:
-    """The same in memory; `model` is changed."""
+    """The same in memory; `model` is changed. Weights in another file stay there as they are: a cast widens them."""
     graph = model.graph
     kinds = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.output, *graph.value_info)}
-    for tensor in graph.initializer:
-        if tensor.data_type == HALF:
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
     nodes: list[NodeProto] = []
+    for tensor in graph.initializer:
+        if tensor.data_type == HALF and uses_external_data(tensor):
+            nodes.append(helper.make_node("Cast", [f"{tensor.name}/half"], [tensor.name], to=FLOAT))
+            tensor.name = f"{tensor.name}/half"
+        elif tensor.data_type == HALF:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
     for node in graph.node:
         if kept and node.domain == "rlsd":
             nodes += _in_halves(node, kinds)

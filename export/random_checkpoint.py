@@ -3,18 +3,24 @@
     python -m rlsd.export.random_checkpoint sd15|sd21-base|sdxl --out FOLDER
 
 For sizes, times and exports where the real weights are not at hand; it draws noise, not pictures. Weights in halves,
-about 1.9 GB, and 5.3 GB for sdxl. The sizes are those of the published configurations.
+about 1.9 GB, and 5.3 GB for sdxl. The sizes are those of the published configurations. A seed gives the same weights
+with every version of torch, whose own generator does not promise that: bundles of two machines can be compared.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from rlsd.export.contexts import TOKENS
 from rlsd.export.diffusers_unet import pooled_rows
@@ -45,26 +51,51 @@ UNETS: dict[str, dict] = {
 VAES: dict[str, dict] = {"sdxl": {"sample_size": 1024, "scaling_factor": 0.13025, "force_upcast": True}}
 
 
+Network = TypeVar("Network", bound=nn.Module)
+
+
 def write(kind: str, out: Path, seed: int = 0) -> None:
     """Writes unet, vae, scheduler and a random null context to the folder `out`."""
-    torch.manual_seed(seed)
-    torch.set_default_dtype(torch.float16)  # or SDXL's UNet would take 10 GB of memory
-    try:
-        unet = UNet2DConditionModel(**UNETS[kind])
-        vae = build_vae(**VAES.get(kind, {}))
-    finally:
-        torch.set_default_dtype(torch.float32)
+    bits = np.random.PCG64(seed)
+    unet = drawn(lambda: UNet2DConditionModel(**UNETS[kind]), bits)
     unet.save_pretrained(out / "unet")
-    vae.save_pretrained(out / "vae")
+    drawn(lambda: build_vae(**VAES.get(kind, {})), bits).save_pretrained(out / "vae")
     DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, clip_sample=False
     ).save_pretrained(out / "scheduler")
     (out / "context").mkdir()
-    save_file(
-        {"context": torch.randn(1, TOKENS + pooled_rows(unet.config), unet.config.cross_attention_dim).half()},
-        out / "context" / "context.safetensors",
-    )
+    rows = (1, TOKENS + pooled_rows(unet.config), unet.config.cross_attention_dim)
+    save_file({"context": uniform(bits, rows, math.sqrt(3))}, out / "context" / "context.safetensors")
     (out / "context" / "config.json").write_text(json.dumps({"names": ["null"], "null": 0}) + "\n")
+
+
+def drawn(build: Callable[[], Network], bits: np.random.BitGenerator) -> Network:
+    """What `build` makes, in halves, with weights from `bits`: uniform within 1 / sqrt(inputs), as torch begins.
+
+    Norms begin with ones and zeros, what has no inputs (tokens, positions) within 0.05.
+    """
+    with torch.device("meta"):
+        network = build().half()
+    network.to_empty(device="cpu")
+    assert not list(network.buffers())  # they would be left empty
+    for module in network.modules():
+        weight = getattr(module, "weight", None)
+        inputs = math.prod(weight.shape[1:]) if isinstance(weight, Tensor) and weight.dim() > 1 else 0
+        for name, parameter in module.named_parameters(recurse=False):
+            if name in ("weight", "bias") and not inputs:
+                parameter.data.fill_(1 if name == "weight" else 0)
+            else:
+                bound = inputs**-0.5 if name in ("weight", "bias") else 0.05
+                parameter.data.copy_(uniform(bits, parameter.shape, bound))
+    return network
+
+
+def uniform(bits: np.random.BitGenerator, shape: Sequence[int], bound: float) -> Tensor:
+    """Halves between -bound and bound, four of each word that the generator gives."""
+    count = math.prod(shape)
+    words = bits.random_raw(-(-count // 4)).astype("<u8").view("<u2")[:count]
+    values = (words.astype(np.float32) + np.float32(0.5)) * np.float32(2 * bound / 65536) - np.float32(bound)
+    return torch.from_numpy(values.astype(np.float16)).reshape(*shape)
 
 
 def build_vae(**changes: object) -> AutoencoderKL:

@@ -1,12 +1,15 @@
 """Replaces what depends on the timestep alone (its embedding and every projection of it) by a table.
 
-There are only T timesteps. Exact: the table holds the very values that the network would compute.
+There are only T timesteps. Exact: the table holds the very values that the network would compute; of a network in
+halves, these computed in float32 and rounded once.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, fx
+
+from rlsd.export.graph import Precise
 
 aten = torch.ops.aten
 LARGEST = 1 << 28  # elements of one table; beyond that the graph is left to compute it
@@ -66,7 +69,7 @@ def _per_sample(node: fx.Node, batch: int, count: int) -> bool:
 def _tables(
     graph_module: fx.GraphModule, index: fx.Node, wanted: list[fx.Node], batch: int, count: int
 ) -> list[Tensor]:
-    """For each wanted node its value at every timestep: [count, ...]."""
+    """For each wanted node its value at every timestep, [count, ...], in its type."""
     part = fx.Graph()
     copies = {index: part.placeholder(index.name)}
     needed: set[fx.Node] = set()
@@ -80,8 +83,9 @@ def _tables(
         if node in needed and node is not index:
             copies[node] = part.node_copy(node, lambda n: copies[n])
     part.output(tuple(copies[node] for node in wanted))
-    run = fx.GraphModule(graph_module, part)
+    run = Precise(fx.GraphModule(graph_module, part), kept=True)  # in halves a CPU's products take ten times as long
     every = torch.arange(-(-count // batch) * batch).clamp(max=count - 1).split(batch)
     with torch.no_grad():
-        rows = [run(steps) for steps in every]
-    return [torch.cat(column)[:count].contiguous() for column in zip(*rows)]
+        rows = [run.run(steps) for steps in every]
+    columns = (torch.cat(column)[:count] for column in zip(*rows))
+    return [column.to(node.meta["val"].dtype).contiguous() for column, node in zip(columns, wanted)]

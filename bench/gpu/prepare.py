@@ -18,6 +18,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from rlsd.bench.gpu import LeftOut
@@ -99,15 +100,15 @@ def checkpoint_of(name: str) -> Path:
         if not path.is_dir():
             from transformers import ViTConfig, ViTModel
 
-            from rlsd.export.random_checkpoint import write
+            from rlsd.export.random_checkpoint import drawn, write
 
-            torch.manual_seed(0)
             half_done = path.with_suffix(".part")
             shutil.rmtree(half_done, ignore_errors=True)
             half_done.mkdir(parents=True)
             write(name, half_done)
             small = ViTConfig(hidden_size=384, num_hidden_layers=12, num_attention_heads=6, intermediate_size=1536)
-            ViTModel(small, add_pooling_layer=False).half().save_pretrained(half_done / "features")
+            features = drawn(lambda: ViTModel(small, add_pooling_layer=False), np.random.PCG64(1))
+            features.save_pretrained(half_done / "features")
             half_done.rename(path)
     return path
 
