@@ -10,10 +10,8 @@ lowered to what ONNX Runtime has on a CPU, rounds to halves where the GPU does, 
 
 from __future__ import annotations
 
+import contextlib
 import math
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ from torch import Tensor, fx, nn
 from rlsd.export import census, islands
 from rlsd.export.bundle import BundleWriter
 from rlsd.export.check import CheckError, open_session
+from rlsd.export.cubins import Cubins
 from rlsd.export.fused_norms import fuse_layer_norms
 from rlsd.export.fused_sums import fuse_pulled_sums
 from rlsd.export.limits import check_norms
@@ -71,35 +70,15 @@ def package_cuda(
     with (
         torch.random.fork_rng(devices=[]),
         BundleWriter(Path(path), name, f"rlsd {VERSION}", "cuda", "fp16", overwrite) as bundle,
+        Cubins(architectures) if architectures else contextlib.nullcontext() as cubins,
     ):
         torch.manual_seed(0)
         write_facts(networks, bundle)
         packer = CudaPacker(networks, bundle, chosen)
         packer.pack(sorted(batches))
-        if architectures:
-            add_kernels(bundle, architectures, precise=packer.precise)
+        if cubins is not None:
+            cubins.add(bundle, precise=packer.precise)
     return Path(path)
-
-
-def add_kernels(bundle: BundleWriter, architectures: Sequence[int], precise: bool = False) -> None:
-    """Compiles the Triton kernels, in a process of its own that no interpreter mode reaches, and adds them.
-
-    precise: with those for float32, which graphs need that keep some of their values in float32.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "rlsd.kernels.aot", "--out", folder]
-        command += ["--arch", ",".join(map(str, architectures)), *(["--precise"] if precise else [])]
-        done = subprocess.run(command, capture_output=True, text=True, env=_compiler_environment())
-        if done.returncode != 0:
-            raise RuntimeError(f"the kernels do not compile: {done.stderr.strip().splitlines()[-1]}")
-        for line in (Path(folder) / "kernels.txt").read_text().splitlines():
-            file = line.split()[3]
-            bundle.file(file, (Path(folder) / file).read_bytes())
-            bundle.fact(*line.split())
-
-
-def _compiler_environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
 
 
 @dataclass(frozen=True)
@@ -229,8 +208,9 @@ class CudaPacker:
         if "sums" in self.rewrites:
             fuse_pulled_sums(parts.pull)
         y = next(node for node in parts.forward.graph.nodes if node.op == "output").args[0][0].meta["val"]
-        known = {source: x} | {n: torch.zeros(v.shape, dtype=v.dtype) for n, v in zip(parts.kept, parts.kept_values)}
-        cotangent = torch.zeros(y.shape, dtype=torch.float16)
+        # Only their shapes count, and memory that nobody writes is not taken: with 8 samples they are 7 GB.
+        known = {source: x} | {n: torch.empty(v.shape, dtype=v.dtype) for n, v in zip(parts.kept, parts.kept_values)}
+        cotangent = torch.empty(y.shape, dtype=torch.float16)
         given = [cotangent, *(known[n] for n in parts.pull_inputs)]
         forward = Traced(name, parts.forward, [x], [source], [output, *parts.kept])
         names = ["cotangent", *parts.pull_inputs]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -27,13 +29,13 @@ SCRATCH = 8 << 20  # of the engine's operators
 def package(networks: Networks, folder: Path, batches: tuple[int, ...]) -> Path:
     """A bundle for CUDA with what the fake driver reads in place of cubins."""
 
-    def add_fakes(bundle, architectures, precise=False):
+    def add_fakes(bundle, precise=False):
         for name, contents, line in fake_cuda.fake_cubin_bundle_lines(90):
             bundle.file(name, contents)
             bundle.fact(*line.split())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cuda, "add_kernels", add_fakes)
+        patch.setattr(cuda, "Cubins", lambda _: contextlib.nullcontext(SimpleNamespace(add=add_fakes)))
         return cuda.package_cuda(networks, folder, name="b", architectures=[90], batches=batches)
 
 
