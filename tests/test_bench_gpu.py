@@ -91,6 +91,26 @@ def test_no_case_is_begun_when_the_time_is_up(tmp_path: Path, capsys: pytest.Cap
     assert not (tmp_path / "x").exists()
 
 
+def test_what_needs_no_bundle_is_done_while_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare, "bundle_path", lambda name: tmp_path / name)
+    bench, maker = Bench(CPU, ROOF, 1), subprocess.Popen(["true"])
+
+    def order(seen: int) -> list[str]:
+        """The cases' titles; the bundle is there after so many."""
+        titles = []
+        for case in plan.cases(race.parse([]), bench, maker, plan.Budget(1)):
+            titles.append(case.title)
+            if len(titles) == seen:
+                (tmp_path / "sd15").mkdir()
+        (tmp_path / "sd15").rmdir()
+        return [title for title in titles if title[:2] == "D " or title == "A sd15 N=8"][len(crowds.FIRST) :]
+
+    late = [f"D N={N} D={D}" for N, D in crowds.LAST]
+    assert order(1) == ["A sd15 N=8", *late]
+    assert order(len(crowds.FIRST) + 2) == [late[0], "A sd15 N=8", *late[1:]]  # the agreement is one, too
+    maker.wait()
+
+
 def test_a_wrong_result_gets_no_figure(networks: Any, tmp_path: Path) -> None:
     bench = Bench(CPU, ROOF, rounds=1)
     broken = replace(networks, denoiser=torch.nn.Identity())

@@ -43,16 +43,22 @@ class Case:
 
 
 def cases(options: argparse.Namespace, bench: Bench, maker: subprocess.Popen | None, budget: Budget) -> Iterator[Case]:
-    """Repulsion first, which needs no bundle: meanwhile those that are missing are exported, beside the timing."""
+    """Repulsion first, which needs no bundle: meanwhile those that are missing are exported, beside the timing.
+
+    Its largest sizes come last, but for those that are done while the first bundle is still missing.
+    """
     yield from _crowds(TOY_SIZES if options.toy else crowds.FIRST, options, bench)
     if "agreement" in options.sections:
         yield Case("agreement with the CPU", lambda: _agreement(options, bench, maker, budget))
     names = ["fashion"] if options.toy else ["given"] if options.bundle else options.networks
+    late = [] if options.toy else [*crowds.LAST]
+    while late and maker is not None and not prepare.bundle_path(names[0]).is_dir():
+        yield from _crowds([late.pop(0)], options, bench)
     for name in names:
         opened = _Opened(name, options, bench, maker, budget)
         yield from _full(opened, options)
         opened.close()
-    yield from _crowds([] if options.toy else crowds.LAST, options, bench)
+    yield from _crowds(late, options, bench)
 
 
 def _crowds(sizes: list[tuple[int, int]], options: argparse.Namespace, bench: Bench) -> Iterator[Case]:
