@@ -24,9 +24,9 @@ Nodes = Iterator[NodeProto]
 
 
 def lower(source: Path, target: Path) -> None:
-    """Writes the lowered form of the graph file `source` to `target`, beside which its files of weights have to lie.
+    """Writes the lowered form of the graph file `source` to `target`, and its files of weights beside it.
 
-    They are linked there, or copied, where it is another folder.
+    These are linked, or copied where that cannot be, and left as they are where a file of their name lies.
     """
     model = lowered(onnx.load(source, load_external_data=False))
     files = {ExternalDataInfo(x).location for x in model.graph.initializer if uses_external_data(x)}
