@@ -121,16 +121,15 @@ def _shape(node: fx.Node, number: int) -> Sequence[int]:
 
 
 def largest_values(graph_module: fx.GraphModule, args: Sequence[Tensor]) -> dict[str, float]:
-    """The largest magnitude of each node's result, computed in float32, by node; of what the trace has in halves."""
+    """The largest magnitude of each node's result, computed in float32, by node: of what is not known to be wider."""
     found: dict[str, float] = {}
 
     class Watch(Precise):
         def run_node(self, n: fx.Node) -> object:
             result = super().run_node(n)
-            values = [v for v in _several(result) if isinstance(v, Tensor) and v.is_floating_point()]
-            traced = [v for v in _several(n.meta.get("val")) if isinstance(v, Tensor)]
-            if len(traced) == len(values):
-                values = [v for v, kind in zip(values, traced) if kind.dtype == torch.float16]
+            pairs = zip(_several(result), _several(n.meta.get("val")))
+            known = [v for v, kind in pairs if not isinstance(kind, Tensor) or kind.dtype == torch.float16]
+            values = [v for v in known if isinstance(v, Tensor) and v.is_floating_point()]
             if n.op == "call_function" and values:
                 found[n.name] = max(float(v.abs().max()) for v in values)
             return result

@@ -20,12 +20,14 @@ class Cubins:
 
     def __enter__(self) -> Cubins:
         self._folder = tempfile.TemporaryDirectory()
+        self._errors = open(Path(self._folder.name) / "errors", "w+")
         self._compiler = self._start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        with self._compiler:
-            self._compiler.kill()
+        self._compiler.kill()
+        self._compiler.wait()
+        self._errors.close()
         self._folder.cleanup()
 
     def add(self, bundle: BundleWriter, precise: bool = False) -> None:
@@ -47,13 +49,12 @@ class Cubins:
         return subprocess.Popen(
             [*command, *options],
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
+            stderr=self._errors,
             env={name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"},
         )
 
     def _wait(self) -> None:
-        _, errors = self._compiler.communicate()
-        if status := self._compiler.returncode:
-            said = errors.strip().splitlines() or [f"the compiler ended with status {status}"]
+        if status := self._compiler.wait():
+            self._errors.seek(0)
+            said = self._errors.read().strip().splitlines() or [f"the compiler ended with status {status}"]
             raise RuntimeError(f"the kernels do not compile: {said[-1]}")

@@ -218,8 +218,7 @@ class CudaPacker:
 
     def _scale(self, parts: Split, args: list[Tensor], name: str) -> float:
         """The power of two that lifts the largest value of the pull-back to HEADROOM below the largest half."""
-        known = dict(zip(["cotangent", *parts.pull_inputs], args))
-        largest = max(census.largest_values(parts.pull, [*known.values()]).values())
+        largest = max(census.largest_values(parts.pull, args).values())
         if not 0 < largest < math.inf:
             raise CheckError(f"graph {name}_pull: its largest value is {largest}")
         return 2.0 ** math.floor(math.log2(islands.HALF_MAX / HEADROOM / largest))

@@ -9,7 +9,7 @@ aten = torch.ops.aten
 
 
 class Precise(fx.Interpreter):
-    """Runs a graph in halves in float32: its inputs, weights and every result are widened.
+    """Runs a graph in halves in float32: its inputs, weights and every result are widened. Its own casts still round.
 
     kept: the widened weights stay for further runs, which takes memory.
     """

@@ -1,7 +1,7 @@
 """Replaces what depends on the timestep alone (its embedding and every projection of it) by a table.
 
 There are only T timesteps. Exact: the table holds the very values that the network would compute; of a network in
-halves, these computed in float32 and rounded once.
+halves, these computed in float32, where no cast of its own asks for halves, and rounded at the end.
 """
 
 from __future__ import annotations

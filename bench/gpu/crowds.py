@@ -25,7 +25,7 @@ from rlsd.bench.kernels.repulsion import moved, operations
 from rlsd.kernels.repulsion import naive, repulsion
 
 FIRST = [(N, D) for D in (384, 16384) for N in (4, 16, 64, 256)]  # what the target is for
-LAST = [(N, D) for D in (384, 16384) for N in (1024, 4096)]  # seconds each: when the rest is done
+LAST = [(N, D) for D in (384, 16384) for N in (1024, 4096)]  # seconds each: last, or while a bundle is made
 KEOPS_AT_MOST = 1024  # features; it compiles code that is unrolled over them
 SLACK = 1e-5
 ROUNDS, SECONDS = 30, 3.0  # of one size

@@ -38,6 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="+", choices=NETWORKS)
     names = parser.parse_args().networks
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what is begun is cleared away
     if len(names) > 1 and roomy(len(names)):
         sys.exit(0 if side_by_side([start([name]) for name in names]) else 1)
     for name in names:
