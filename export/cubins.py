@@ -13,7 +13,10 @@ from rlsd.export.bundle import BundleWriter
 
 
 class Cubins:
-    """`with Cubins(architectures) as cubins:` compiles in a process of its own, which no interpreter mode reaches."""
+    """`with Cubins(architectures) as cubins:` compiles in a process of its own, which no interpreter mode reaches.
+
+    architectures: compute capabilities times 10, one or more.
+    """
 
     def __init__(self, architectures: Sequence[int]):
         self._architectures = ",".join(map(str, architectures))

@@ -73,6 +73,7 @@ def drawn(build: Callable[[], Network], bits: np.random.BitGenerator) -> Network
     """What `build` makes, in halves, with weights from `bits`: uniform within 1 / sqrt(inputs), as torch begins.
 
     Norms begin with ones and zeros, what has no inputs (tokens, positions) within 0.05.
+    Raises NotImplementedError for a network with buffers.
     """
     with torch.device("meta"):
         network = build().half()
@@ -92,7 +93,7 @@ def drawn(build: Callable[[], Network], bits: np.random.BitGenerator) -> Network
 
 
 def uniform(bits: np.random.BitGenerator, shape: Sequence[int], bound: float) -> Tensor:
-    """Halves between -bound and bound, four of each word that the generator gives."""
+    """Halves [*shape] between -bound and bound, four of each 64-bit word that the generator gives."""
     count = math.prod(shape)
     words = bits.random_raw(-(-count // 4)).astype("<u8").view("<u2")[:count]
     values = (words.astype(np.float32) + np.float32(0.5)) * np.float32(2 * bound / 65536) - np.float32(bound)

@@ -23,7 +23,7 @@ class Timed(nn.Module):
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_tables_in_halves_are_rounded_once(batch: int) -> None:
+def test_tables_of_halves_are_computed_in_float32(batch: int) -> None:
     module = Timed().half()
     graph = to_aten(module, [torch.ones(batch, 16).half(), torch.arange(batch)], [*REWRITES, *CUDA_REWRITES])
     tables: dict[str, torch.Tensor] = {}

@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="+", choices=NETWORKS)
     names = parser.parse_args().networks
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what is begun is cleared away
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what is begun ends, too, and is cleared away
     if len(names) > 1 and roomy(len(names)):
         sys.exit(0 if side_by_side([start([name]) for name in names]) else 1)
     for name in names:
@@ -47,14 +47,12 @@ def main() -> None:
 
 
 def side_by_side(makers: list[subprocess.Popen]) -> bool:
-    """Whether all of them ended well. With the first that does not, or when this process is to end, all end."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    """Whether all of them ended well. With the first that does not, all end."""
     try:
         while (codes := [maker.poll() for maker in makers]) and None in codes and not any(codes):
             time.sleep(0.2)
         return not any(codes)
     finally:
-        signal.signal(signal.SIGTERM, before)
         for maker in makers:
             maker.terminate()
 
