@@ -27,6 +27,7 @@ TITLES = {
     "D": "D: repulsion",
     "E": "E: the engine's time outside kernels",
     "F": "F: jobs that arrive at different times, against one after another",
+    "G": "G: two engines side by side, against one with all particles",
     "agreement": "A 50-step reconstruction, in halves on the GPU against float32 on the CPU",
 }
 

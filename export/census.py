@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from rlsd.export.graph import Precise, constant
-from rlsd.export.onnx_graph import is_wide
+from rlsd.kernels.narrow.naive import TAPS
 
 aten = torch.ops.aten
 
@@ -31,10 +31,15 @@ def _operations(node: fx.Node) -> int:
     ops, value = torch.ops.rlsd, node.meta.get("val")
     if node.target in (ops.conv_nhwc.default, aten.conv2d.default, aten.convolution.default):
         return 2 * value.numel() * math.prod(_shape(node, 1)[1:])
+    if node.target == ops.narrow_conv.default:
+        return 2 * value.numel() * TAPS * _shape(node, 0)[1 if node.args[3] else 3]
+    if node.target in (ops.group_norm_taps.default, ops.add_group_norm_taps.default):
+        planes = node.args[4 if node.target == ops.group_norm_taps.default else 5]
+        return 2 * math.prod(_shape(node, 0)) * TAPS * planes  # type: ignore[operator]
     if node.target == ops.product.default:
         across = node.args[2]
         return 2 * value.numel() * _shape(node, 0)[1 if across[0] else 2]  # type: ignore[index]
-    if node.target == ops.attention.default:
+    if node.target in (ops.attention.default, ops.wide_attention.default):
         return 4 * math.prod(_shape(node, 0)) * _shape(node, 1)[1]
     if node.target in (ops.linear.default, aten.mm.default, aten.bmm.default):
         return 2 * value.numel() * _shape(node, 0)[-1]
@@ -59,14 +64,17 @@ def _moved(node: fx.Node) -> int:
         result = sum(_bytes(user.meta.get("val")) for user in node.users)
     sources = {source: _bytes(_value(source)) for source in node.all_input_nodes}
     twice = 0
-    if node.target == ops.group_norm.default:
+    if node.target in (ops.group_norm.default, ops.group_norm_taps.default):
         twice = sources[node.args[0]]  # type: ignore[index]
-    elif node.target == ops.add_group_norm_nhwc.default:
+    elif node.target in (ops.add_group_norm_nhwc.default, ops.add_group_norm_taps.default):
         twice = sources[node.args[0]]  # type: ignore[index] # the sum is read again
     elif node.target in (ops.group_norm_pull.default, ops.group_norm_pull_nhwc.default):
         twice = sum(sources[x] for x in dict.fromkeys(node.args[:2]))  # type: ignore[index]
-    elif node.target == ops.attention.default and is_wide(_shape(node, 0)[-1], node.args[3]):  # type: ignore[arg-type]
-        twice = 4 * result // _shape(node, 0)[-1] * _shape(node, 1)[1]  # scores and probabilities, written and read
+    elif node.target == ops.wide_attention.default:
+        query, key, value = (sources[x] for x in node.args)  # type: ignore[index]
+        scores = query // _shape(node, 0)[-1] * _shape(node, 1)[1]
+        # The result is like the query. Scores and probabilities are written and read, whoever asks for them.
+        return 2 * query + key + value + 4 * scores
     elif node.target in (ops.conv_nhwc.default, ops.linear.default) and node.args[2] is not None:
         twice = 2 * result  # the bias, in a pass of its own
     elif node.target in (aten.index_select.default, aten.embedding.default):

@@ -26,6 +26,7 @@ from rlsd.export import census, islands
 from rlsd.export.bundle import BundleWriter
 from rlsd.export.check import CheckError, open_session
 from rlsd.export.cubins import Cubins
+from rlsd.export.fused_narrow import fuse_narrow
 from rlsd.export.fused_norms import fuse_layer_norms
 from rlsd.export.fused_sums import fuse_pulled_sums
 from rlsd.export.limits import check_norms
@@ -39,7 +40,8 @@ from rlsd.export.trace import CUDA_REWRITES, CUDA_SAVINGS, REWRITES, all_but, pl
 from rlsd.kernels.aot import ARCHITECTURES
 
 LARGEST_ERROR, LEAST_COSINE = 2e-2, 0.999
-ON_CHANNELS_LAST = ("group_norm", "upsampling", "sums", "biases")  # savings whose kernels know no other layout
+# Savings whose kernels know no other layout.
+ON_CHANNELS_LAST = ("group_norm", "upsampling", "sums", "biases", "narrow")
 HEADROOM = 64  # how far below the largest half the largest value seen in a pull-back may lie
 
 
@@ -148,6 +150,8 @@ class CudaPacker:
         graph = self._to_aten("denoiser", module, args)
         if "rows" in self.savings:
             fuse_layer_norms(graph)
+        if "narrow" in self.savings:
+            fuse_narrow(graph)
         if "timesteps" in self.savings:
             tabulate(graph, 1, len(self.networks.alphas_cumprod), self.tables)
         if len(args) == 2 or "context" not in self.savings:
@@ -207,6 +211,11 @@ class CudaPacker:
         parts = split(graph, [x], [source], recomputed=recomputed)
         if "sums" in self.rewrites:
             fuse_pulled_sums(parts.pull)
+        if "rows" in self.savings:
+            fuse_layer_norms(parts.forward)
+        if "narrow" in self.savings:
+            fuse_narrow(parts.forward)
+            fuse_narrow(parts.pull)
         y = next(node for node in parts.forward.graph.nodes if node.op == "output").args[0][0].meta["val"]
         # Only their shapes count, and memory that nobody writes is not taken: with 8 samples they are 7 GB.
         known = {source: x} | {n: torch.empty(v.shape, dtype=v.dtype) for n, v in zip(parts.kept, parts.kept_values)}

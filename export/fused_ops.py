@@ -117,6 +117,16 @@ def _(left: Tensor, right: Tensor, across: Sequence[bool], scale: float = 1.0) -
     return left.new_empty(left.shape[0], left.shape[2 if across[0] else 1], right.shape[1 if across[1] else 2])
 
 
+# Of attention's heads for which ONNX Runtime has a fast kernel: cuDNN's, or FlashAttention's. On an H100 its kernel for
+# wider ones takes three times as long as two products and a softmax (bench/NOTES.md).
+WIDEST_HEAD = 256
+
+
+def is_wide(width: int, heads: int) -> bool:
+    """Whether attention of so many channels in all is `wide_attention`."""
+    return heads == 1 and width > WIDEST_HEAD
+
+
 @torch.library.custom_op("rlsd::attention", mutates_args=())
 def attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     """softmax(q k^T / sqrt(width)) v per head: query [B, L, heads * width], key and value [B, S, ...] -> like query."""
@@ -147,6 +157,39 @@ def _probabilities(q: Tensor, k: Tensor) -> Tensor:
     return torch.softmax(product(q, k, [False, True], q.shape[-1] ** -0.5), -1)
 
 
+@torch.library.custom_op("rlsd::wide_attention", mutates_args=())
+def wide_attention(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention of one head as two products and a softmax: query [B, L, C], key and value [B, S, C] -> like query.
+
+    Returns the probabilities [B, L, S] as well, which the pull-back reads.
+    """
+    p = _probabilities(query, key)
+    return product(p, value, [False, False]), p
+
+
+@wide_attention.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    return query.new_empty(query.shape), query.new_empty(*query.shape[:2], key.shape[1])
+
+
+def _wide_keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    ctx.save_for_backward(*inputs, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _wide_backward(ctx, cotangent, _probabilities):  # type: ignore[no-untyped-def]
+    return _attention_pulled(*ctx.saved_tensors, cotangent)
+
+
+wide_attention.register_autograd(_wide_backward, setup_context=_wide_keep)
+
+
+def _attention_pulled(q: Tensor, k: Tensor, v: Tensor, p: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The cotangents of q, k and v for c, that of the result, in batches of one head each."""
+    scores = norm.softmax_pull(product(c, v, [False, True]), p, q.shape[-1] ** -0.5)
+    return product(scores, k, [False, False]), product(scores, q, [True, False]), product(p, c, [True, False])
+
+
 def _attention_keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     *tensors, heads = inputs
     ctx.save_for_backward(*tensors)
@@ -156,9 +199,7 @@ def _attention_keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def
 def _attention_backward(ctx, cotangent):  # type: ignore[no-untyped-def]
     """Recomputes the probabilities, which are far larger than queries, keys and values."""
     q, k, v, c = (_apart(x, ctx.heads) for x in (*ctx.saved_tensors, cotangent))
-    p = _probabilities(q, k)
-    scores = norm.softmax_pull(product(c, v, [False, True]), p, q.shape[-1] ** -0.5)
-    pulled = (product(scores, k, [False, False]), product(scores, q, [True, False]), product(p, c, [True, False]))
+    pulled = _attention_pulled(q, k, v, _probabilities(q, k), c)
     return *(_together(x, ctx.heads) for x in pulled), None
 
 

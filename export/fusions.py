@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 
 import torch
 from torch import fx
@@ -42,7 +43,7 @@ def _does_nothing(node: fx.Node) -> bool:
 
 
 def fuse_attention(graph_module: fx.GraphModule) -> None:
-    """Attention with the reshapes into heads around it: one node, `rlsd::attention`."""
+    """Attention with the reshapes into heads around it: one node, `rlsd::attention` or `rlsd::wide_attention`."""
     for node in calls(graph_module, aten.scaled_dot_product_attention.default):
         q, k, v, mask, dropout, causal, scale = arguments(node, None, None, None, None, 0.0, False, None)
         width = node.meta["val"].shape[-1]
@@ -57,8 +58,13 @@ def fuse_attention(graph_module: fx.GraphModule) -> None:
         if not plain or joined is None or any(source is None for source in sources):
             continue
         heads = node.meta["val"].shape[1]
-        with graph_module.graph.inserting_before(joined):
-            fused = graph_module.graph.call_function(torch.ops.rlsd.attention.default, (*sources, heads))
+        graph, ours = graph_module.graph, torch.ops.rlsd
+        with graph.inserting_before(joined):
+            if fused_ops.is_wide(joined.meta["val"].shape[-1], heads):
+                both = graph.call_function(ours.wide_attention.default, tuple(sources))
+                fused = graph.call_function(operator.getitem, (both, 0))
+            else:
+                fused = graph.call_function(ours.attention.default, (*sources, heads))
         replace(joined, fused)
         remove(joined)
 

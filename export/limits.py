@@ -21,6 +21,8 @@ def check_norms(name: str, graph_module: fx.GraphModule) -> None:
     places = {  # of the number of groups among the arguments
         ours.group_norm.default: 3,
         ours.add_group_norm_nhwc.default: 4,
+        ours.group_norm_taps.default: 5,
+        ours.add_group_norm_taps.default: 6,
         ours.group_norm_pull.default: 6,
         ours.group_norm_pull_nhwc.default: 6,
     }

@@ -51,7 +51,7 @@ def lowered(model: onnx.ModelProto, kept: bool = False) -> onnx.ModelProto:
         if kept and node.domain == "rlsd":
             nodes += _in_halves(node, kinds)
         else:
-            nodes += [each for part in _parts(node) for each in _rounded(part, kinds)]
+            nodes += [each for part in _parts(node, kinds) for each in _rounded(part, kinds)]
     if kept:
         nodes = [*border(graph, nodes)]
     else:
@@ -101,13 +101,16 @@ def border(graph: onnx.GraphProto, nodes: list[NodeProto]) -> Nodes:
         yield helper.make_node("Cast", [f"{name}/float"], [name], to=HALF)
 
 
-def _parts(node: NodeProto) -> Nodes:
-    """A node that stores a result and goes on from what it stored is two."""
+def _parts(node: NodeProto, kinds: dict[str, int]) -> Nodes:
+    """A node that stores or rounds a result and goes on from it is two; what it rounds inside is added to `kinds`."""
     if node.op_type == "AddGroupNormNhwc":
         x, residual, weight, bias, *x_bias = node.input
         *rest, total = node.output
         yield from _sum([x, residual, *x_bias], total)
         yield helper.make_node("GroupNormNhwc", [total, weight, bias], rest, domain="rlsd", **_attributes(node))
+    elif node.op_type in ("GroupNormTaps", "AddGroupNormTaps"):
+        kinds[f"{node.output[0]}/y"] = HALF
+        yield from _group_norm_taps(node)
     elif node.op_type == "AddLayerNorm":
         x, x_bias, weight, bias, *residual = node.input
         y, total = node.output
@@ -231,6 +234,67 @@ def _interleave_pull(node: NodeProto) -> Nodes:
     yield _transpose(f"{y}/phases", y, [0, 2, 3, 1])
 
 
+def _group_norm_taps(node: NodeProto) -> Nodes:
+    x, *rest = node.input
+    taps, mean, rstd, *total = node.output
+    attributes = _attributes(node)
+    planes = attributes.pop("planes")
+    if total:
+        residual, weight, bias, kernel, *x_bias = rest
+        yield from _sum([x, residual, *x_bias], total[0])
+        given = [total[0], weight, bias]
+    else:
+        weight, bias, kernel, *x_bias = rest
+        given = [x, weight, bias, *x_bias]
+    yield helper.make_node("GroupNormNhwc", given, [f"{taps}/y", mean, rstd], domain="rlsd", **attributes)
+    for name, value in (("start", 0), ("end", 9 * planes), ("axis", 1)):
+        yield _integers(f"{taps}/{name}", value)
+    yield _node("Slice", f"{taps}/kernel", kernel, f"{taps}/start", f"{taps}/end", f"{taps}/axis")
+    yield _node("MatMul", f"{taps}/last", f"{taps}/y", f"{taps}/kernel")
+    yield _transpose(f"{taps}/last", taps, [0, 3, 1, 2])
+
+
+def _sum_taps(node: NodeProto) -> Nodes:
+    """Each plane's 9 taps as the channels of an image, whose convolution with shifts is one plane."""
+    taps, bias = node.input
+    y = node.output[0]
+    shifts = np.eye(9, dtype=np.float32).reshape(1, 9, 3, 3)
+    yield helper.make_node("Constant", [], [f"{y}/shifts"], value=numpy_helper.from_array(shifts))
+    yield helper.make_node("Shape", [taps], [f"{y}/sides"], start=2)
+    for name, values in (("apart", (0, 9, -1)), ("alone", (-1, 9)), ("axes", (1, 2))):
+        yield _integers(f"{y}/{name}", *values)
+    yield helper.make_node("Concat", [f"{y}/apart", f"{y}/sides"], [f"{y}/apart shape"], axis=0)
+    yield _node("Reshape", f"{y}/taps", taps, f"{y}/apart shape")  # [B, 9, P, H, W]
+    yield _transpose(f"{y}/taps", f"{y}/planes", [0, 2, 1, 3, 4])
+    yield helper.make_node("Concat", [f"{y}/alone", f"{y}/sides"], [f"{y}/alone shape"], axis=0)
+    yield _node("Reshape", f"{y}/images", f"{y}/planes", f"{y}/alone shape")
+    yield helper.make_node("Conv", [f"{y}/images", f"{y}/shifts"], [f"{y}/sums"], pads=[1] * 4)
+    yield helper.make_node("Shape", [taps], [f"{y}/batch"], end=1)
+    yield helper.make_node("Shape", [bias], [f"{y}/count"])
+    yield helper.make_node("Concat", [f"{y}/batch", f"{y}/count", f"{y}/sides"], [f"{y}/shape"], axis=0)
+    yield _node("Reshape", f"{y}/together", f"{y}/sums", f"{y}/shape")
+    yield _node("Unsqueeze", f"{y}/bias", bias, f"{y}/axes")
+    yield _node("Add", y, f"{y}/together", f"{y}/bias")
+
+
+def _narrow_conv(node: NodeProto) -> Nodes:
+    x, kernel, *bias = node.input
+    y = node.output[0]
+    first = x if _attributes(node)["channels_first"] else f"{y}/x"
+    if first != x:
+        yield _transpose(x, first, [0, 3, 1, 2])
+    yield helper.make_node("Shape", [first], [f"{y}/narrow"], start=1, end=2)
+    for name, values in (("start", (0,)), ("taps", (9,)), ("sides", (3, 3)), ("others", (-1,))):
+        yield _integers(f"{y}/{name}", *values)
+    yield _node("Mul", f"{y}/end", f"{y}/narrow", f"{y}/taps")
+    yield _node("Slice", f"{y}/rows", kernel, f"{y}/start", f"{y}/end", f"{y}/start")  # along axis 0
+    yield helper.make_node("Concat", [f"{y}/sides", f"{y}/narrow", f"{y}/others"], [f"{y}/shape"], axis=0)
+    yield _node("Reshape", f"{y}/apart", f"{y}/rows", f"{y}/shape")
+    yield _transpose(f"{y}/apart", f"{y}/kernel", [3, 2, 0, 1])
+    yield helper.make_node("Conv", [first, f"{y}/kernel", *bias], [f"{y}/y"], pads=[1] * 4)
+    yield _transpose(f"{y}/y", y, [0, 2, 3, 1])
+
+
 def _geglu(node: NodeProto) -> Nodes:
     y = node.output[0]
     yield helper.make_node("Add", list(node.input), [f"{y}/sum"])
@@ -321,4 +385,6 @@ _RULES: dict[str, Callable[[NodeProto], Nodes]] = {
     "LayerNormPull": _layer_norm_pull,
     "GeluPull": _gelu_pull,
     "SoftmaxPull": _softmax_pull,
+    "NarrowConv": _narrow_conv,
+    "SumTaps": _sum_taps,
 }

@@ -16,13 +16,11 @@ from torch import Tensor, fx, nn
 
 from rlsd.export.graph import drop_detach
 from rlsd.export.trace import plain_attention
+from rlsd.kernels import narrow
 
 OPSET = 20
 DOMAIN = Opset("rlsd", 1)  # the engine's custom operators: engine/src/custom_ops.cpp
 CONTRIB = Opset("com.microsoft", 1)  # what ONNX Runtime adds to the standard
-# Of attention's heads for which ONNX Runtime has a fast kernel: cuDNN's, or FlashAttention's. On an H100 its kernel for
-# wider ones takes three times as long as two products and a softmax (bench/NOTES.md).
-WIDEST_HEAD = 256
 
 
 def to_onnx(module: nn.Module, args: Sequence[Tensor], inputs: Sequence[str], outputs: Sequence[str]) -> ir.Model:
@@ -112,6 +110,15 @@ _LAYER_NORM_PULL = _operator("LayerNormPull", "cotangent x weight [added]", "x_c
 _ADD_LAYER_NORM = _operator("AddLayerNorm", "x x_bias weight bias [residual]", "y total", epsilon=_FLOAT)
 _GELU_PULL = _operator("GeluPull", "cotangent x", "x_cotangent")
 _SOFTMAX_PULL = _operator("SoftmaxPull", "cotangent y", "x_cotangent", scale=_FLOAT)
+_NARROW_CONV = _operator("NarrowConv", "x kernel [bias]", "y", channels_first=_INT)
+_TAPS = {
+    name: _operator(name, inputs, outputs, **_NORM_KINDS, planes=_INT)
+    for name, inputs, outputs in (
+        ("GroupNormTaps", "x weight bias kernel [x_bias]", "taps mean rstd"),
+        ("AddGroupNormTaps", "x residual weight bias kernel [x_bias]", "taps mean rstd total"),
+    )
+}
+_SUM_TAPS = _operator("SumTaps", "taps bias", "y")
 _CONV = _operator("NhwcConv", "x weight [bias]", "y", CONTRIB, kernel_shape=_INTS, strides=_INTS, pads=_INTS)
 _PRODUCT = _operator("FusedMatMul", "left right", "y", CONTRIB, transA=_INT, transB=_INT, alpha=_FLOAT)
 _ATTENTION = _operator("MultiHeadAttention", "query key value", "y", CONTRIB, num_heads=_INT)
@@ -151,6 +158,24 @@ def _bias_residual(x, bias, residual=None, silu: bool = False):  # type: ignore[
     return _BIAS_RESIDUAL(*_given(x, bias, residual), silu=int(silu))
 
 
+def _narrow_conv(x, kernel, bias=None, channels_first: bool = False):  # type: ignore[no-untyped-def]
+    return _NARROW_CONV(*_given(x, kernel, bias), channels_first=int(channels_first))
+
+
+def _group_norm_taps(  # type: ignore[no-untyped-def]
+    x, weight, bias, kernel, planes: int, groups: int, epsilon: float, silu: bool, x_bias=None
+):
+    kinds = {"groups": groups, "epsilon": epsilon, "silu": int(silu), "planes": planes}
+    return _TAPS["GroupNormTaps"](*_given(x, weight, bias, kernel, x_bias), **kinds)
+
+
+def _add_group_norm_taps(  # type: ignore[no-untyped-def]
+    x, residual, weight, bias, kernel, planes: int, groups: int, epsilon: float, silu: bool, x_bias=None
+):
+    kinds = {"groups": groups, "epsilon": epsilon, "silu": int(silu), "planes": planes}
+    return _TAPS["AddGroupNormTaps"](*_given(x, residual, weight, bias, kernel, x_bias), **kinds)
+
+
 def _conv_nhwc(x, weight, bias, stride: Sequence[int], padding: Sequence[int]):  # type: ignore[no-untyped-def]
     given = _given(x, weight, bias)
     return _CONV(*given, kernel_shape=list(weight.shape[1:3]), strides=list(stride), pads=[*padding, *padding])
@@ -165,15 +190,13 @@ def _product(left, right, across: Sequence[bool], scale: float = 1.0):  # type: 
     return _PRODUCT(left, right, transA=int(across[0]), transB=int(across[1]), alpha=scale)
 
 
-def is_wide(width: int, heads: int) -> bool:
-    """Whether attention of so many channels in all becomes two products and a softmax."""
-    return heads == 1 and width > WIDEST_HEAD
+def _wide_attention(query, key, value):  # type: ignore[no-untyped-def]
+    scores = _PRODUCT(query, key, transA=0, transB=1, alpha=query.shape[-1] ** -0.5)
+    probabilities = opset20.Softmax(scores, axis=-1)
+    return _PRODUCT(probabilities, value, transA=0, transB=0, alpha=1.0), probabilities
 
 
 def _attention(query, key, value, heads: int):  # type: ignore[no-untyped-def]
-    if is_wide(width := query.shape[-1], heads):
-        scores = _PRODUCT(query, key, transA=0, transB=1, alpha=width**-0.5)
-        return _PRODUCT(opset20.Softmax(scores, axis=-1), value, transA=0, transB=0, alpha=1.0)
     return _ATTENTION(query, key, value, num_heads=heads)
 
 
@@ -198,6 +221,7 @@ def _layer_norm_pull(cotangent, x, weight, epsilon: float, added=None):  # type:
     return _LAYER_NORM_PULL(*_given(cotangent, x, weight, added), epsilon=epsilon)
 
 
+assert narrow  # registers rlsd::narrow_conv and its companions
 _TRANSLATIONS = {
     torch.ops.aten.native_layer_norm.default: _layer_norm,
     torch.ops.rlsd.group_norm.default: _group_norm,
@@ -208,9 +232,14 @@ _TRANSLATIONS = {
     torch.ops.rlsd.interleave.default: lambda phases, last=False, bias=None: _INTERLEAVE[last](*_given(phases, bias)),
     torch.ops.rlsd.interleave_pull.default: lambda image, last=False: _INTERLEAVE_PULL[last](image),
     torch.ops.rlsd.conv_nhwc.default: _conv_nhwc,
+    torch.ops.rlsd.narrow_conv.default: _narrow_conv,
+    torch.ops.rlsd.group_norm_taps.default: _group_norm_taps,
+    torch.ops.rlsd.add_group_norm_taps.default: _add_group_norm_taps,
+    torch.ops.rlsd.sum_taps.default: lambda taps, bias: _SUM_TAPS(taps, bias),
     torch.ops.rlsd.linear.default: _linear,
     torch.ops.rlsd.product.default: _product,
     torch.ops.rlsd.attention.default: _attention,
+    torch.ops.rlsd.wide_attention.default: _wide_attention,
     torch.ops.rlsd.layer_norm.default: _layer_norm_alone,
     torch.ops.rlsd.add_layer_norm.default: _add_layer_norm,
     torch.ops.rlsd.layer_norm_pull.default: _layer_norm_pull,

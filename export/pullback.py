@@ -38,9 +38,11 @@ KEPT = {
     torch.ops.rlsd.linear.default,
     torch.ops.rlsd.product.default,
     torch.ops.rlsd.attention.default,
+    torch.ops.rlsd.wide_attention.default,
     torch.ops.rlsd.layer_norm.default,
 }
-# Where memory is dearer than matrix products of the size of attention: their results are recomputed, too.
+# Where memory is dearer than matrix products of the size of attention: their results are recomputed, too, but for the
+# probabilities of wide heads, which are written in any case.
 RECOMPUTED_ON_CUDA = frozenset({aten.bmm.default, aten._softmax.default, torch.ops.rlsd.product.default})
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROOMS = ("repulsion", "norm", "step")
+ROOMS = ("repulsion", "norm", "narrow", "step")
 ARCHITECTURES = (80, 86, 89, 90, 100, 103, 120, 121)
 
 

@@ -40,7 +40,7 @@ def test_the_whole_road_at_toy_sizes(tmp_path: Path) -> None:
     words = ["--device", "cpu", "--toy", "--out", str(out), "--particles", "2", "--rounds", "1"]
     assert race.main([*words, "--methods", "shared", "published"]) == 0
     lines = [json.loads(row) for row in out.read_text().splitlines()]
-    assert {line["section"] for line in lines} == {"A", "B", "C", "D", "E", "F", "agreement"}
+    assert {line["section"] for line in lines} == {"A", "B", "C", "D", "E", "F", "G", "agreement"}
     assert not [line for line in lines if "wrong" in line or "failed" in line]
     assert all(line["toy"] and line["commit"] and line["machine"] and line["versions"]["torch"] for line in lines)
     timed = [line for line in lines if "roofline_share" in line]
@@ -48,6 +48,8 @@ def test_the_whole_road_at_toy_sizes(tmp_path: Path) -> None:
     steps = {line["method"]: line for line in lines if line["section"] == "A"}
     assert steps.keys() == {"engine", "shared", "published"}
     assert steps["engine"]["speedup"].keys() == {"shared", "published"}
+    beside = {line["method"]: line for line in lines if line["section"] == "G"}
+    assert beside.keys() == {"engine", "two engines"} and beside["two engines"]["same_bytes"]
     assert report.write(tmp_path, tmp_path / "report").read_text().count("A rehearsal") == 1
     assert (ROOT / "bench" / "results").is_dir() and not list((ROOT / "bench" / "results").glob("gpu-none*"))
 

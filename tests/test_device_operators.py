@@ -25,6 +25,8 @@ from rlsd.engine.arrays import tensor_structs
 from rlsd.engine.native import check, library
 
 torch = pytest.importorskip("torch")
+from rlsd.kernels.narrow import columns  # noqa: E402
+from rlsd.kernels.narrow import naive as narrow  # noqa: E402
 from rlsd.kernels.norm import naive  # noqa: E402
 
 Array = np.ndarray
@@ -145,6 +147,38 @@ class Graph:
         wanted = naive.softmax_pull(torch.tensor(cotangent), torch.tensor(y), 0.25)
         self.add("SoftmaxPull", [cotangent, y], [name], [wanted], scale=0.25)
 
+    def narrow_conv(self, name: str, shape: tuple[int, ...], channels: int, first: int, bias: bool) -> None:
+        x, few = normal(*shape, kind=self.kind), shape[1 if first else 3]
+        kernel = normal(columns(few), channels, kind=self.kind)
+        kernel[9 * few :] = 0
+        given = [x, kernel, *([normal(channels)] if bias else [])]
+        wanted = narrow.narrow_conv(*map(torch.tensor, given), *([] if bias else [None]), bool(first))
+        self.add("NarrowConv", given, [name], [wanted], channels_first=first)
+
+    def taps(self, name: str, planes: int, outputs: list[str], rows: int = 0, summed: bool = False) -> None:
+        shape, groups = (2, 3, 5, 80), 8
+        x, added, kernel = (normal(*each, kind=self.kind) for each in (shape, shape, (80, columns(planes))))
+        kernel[:, 9 * planes :] = 0
+        norm, first = [1 + normal(80), normal(80)], self.x_bias(rows, 80)
+        known = (planes, groups, EPSILON, True, *map(torch.tensor, first))
+        given = [x, *([added] if summed else []), *norm, kernel]
+        plain = narrow.add_group_norm_taps if summed else narrow.group_norm_taps
+        wanted = plain(*map(torch.tensor, given), *known)
+        op, kinds = "AddGroupNormTaps" if summed else "GroupNormTaps", {"groups": groups, "silu": 1, "epsilon": EPSILON}
+        self.add(op, [*given, *first], [name + end if end else "" for end in outputs], wanted, **kinds, planes=planes)
+        bias = normal(planes, kind=self.kind)
+        image = narrow.sum_taps(wanted[0], torch.tensor(bias))
+        self.add("SumTaps", [wanted[0].numpy(), bias], [f"{name} image"], [image])
+
+
+def add_narrow(graph: Graph) -> None:
+    """What bundles have in halves only."""
+    graph.narrow_conv("from three planes", (2, 3, 5, 7), 144, first=1, bias=False)
+    graph.narrow_conv("from four channels", (2, 5, 7, 4), 16, first=0, bias=True)
+    graph.taps("three", 3, [".taps", ".mean", ".rstd"], rows=2)
+    graph.taps("four", 4, [".taps"])
+    graph.taps("sum's", 1, [".taps", ".mean", ".rstd", ".total"], rows=1, summed=True)
+
 
 def graph_of_all(kind: type) -> Graph:
     graph = Graph(kind)
@@ -177,6 +211,8 @@ def graph_of_all(kind: type) -> Graph:
     graph.softmax_pull("odd softmax", 13)
     graph.softmax_pull("softmax", 1040)
     graph.add("InterleavePullNhwc", [image], ["phases of image"], [naive.interleave_pull(torch.tensor(image))])
+    if kind == np.float16:
+        add_narrow(graph)
     return graph
 
 
@@ -190,7 +226,7 @@ def test_every_operator_is_its_definition(fake, tmp_path, kind):
         assert difference(found[name], want.astype(np.float32)) < 2e-3, name
     ending = {np.float16: "fp16", np.float32: "fp32"}[kind]
     launched = {line.split()[1] for line in fake.log() if line.startswith("cuLaunchKernel")}
-    assert len(launched) == 18 and all(name.endswith(ending) for name in launched)
+    assert len(launched) == (25 if kind == np.float16 else 18) and all(name.endswith(ending) for name in launched)
 
 
 X, WEIGHTS, STATISTICS = (2, 3, 2, 32), [(32,), (32,)], [(2, 8), (2, 8)]
@@ -244,6 +280,19 @@ REFUSED = [
     ("GeluPull", [(0, 16), (0, 16)], None, "x has shape"),
     ("SoftmaxPull", [(5,), (5,)], None, r"y has shape \[5\], \[..., columns\] is needed"),
     ("SoftmaxPull", [(2, 5), (2, 6)], None, "input 0 has shape"),
+    ("NarrowConv", [(3, 4, 5), (32, 16)], None, r"x has shape \[3, 4, 5\], kernel \[32, 16\], four axes and two"),
+    ("NarrowConv", [(1, 0, 5, 3), (32, 16)], None, "none of them empty"),
+    ("NarrowConv", [(1, 4, 5, 3), (32, 1, 16)], None, "four axes and two"),
+    ("NarrowConv", [(1, 4, 5, 8), (64, 16)], None, "8 channels are not between 1 and 7"),
+    ("NarrowConv", [(1, 4, 5, 3), (32, 24)], None, "a multiple of 16"),
+    ("GroupNormTaps", [X, *WEIGHTS, (32, 32)], 8, "0 channels are not between 1 and 7"),
+    ("GroupNormTaps", [X, *WEIGHTS, (32, 32)], {"groups": 8, "planes": 4}, r"input 3 has .*, \[32, 64\] is needed"),
+    ("GroupNormTaps", [(2, 3, 32), *WEIGHTS, (32, 32)], {"groups": 8, "planes": 3}, r"\[B, H, W, C\] is needed"),
+    ("AddGroupNormTaps", [X, (2, 6, 32), *WEIGHTS, (32, 32)], {"groups": 8, "planes": 3}, "the total is not among"),
+    ("SumTaps", [(2, 9, 4), (1,)], None, r"taps has shape \[2, 9, 4\], bias \[1\], \[B, 9 P, H, W\] and \[P\]"),
+    ("SumTaps", [(2, 9, 4, 5), (2,)], None, "are needed"),
+    ("SumTaps", [(2, 0, 4, 5), (0,)], None, "are needed"),
+    ("SumTaps", [(2, 9, 4, 5), ()], None, "are needed"),
 ]  # fmt: skip
 
 
@@ -251,7 +300,8 @@ REFUSED = [
 def test_wrong_tensors_are_named_and_the_engine_goes_on(fake, tmp_path, op, shapes, groups, words):
     names = [f"input{i}" for i in range(len(shapes))]
     constants = {name: np.zeros(shape, np.float32) for name, shape in zip(names, shapes)}
-    node = helper.make_node(op, names, ["y"], domain="rlsd", **({} if groups is None else {"groups": groups}))
+    attributes = groups if isinstance(groups, dict) else {} if groups is None else {"groups": groups}
+    node = helper.make_node(op, names, ["y"], domain="rlsd", **attributes)
     y = {"y": np.zeros(1, np.float32)}
     with Engine(bundle_of(tmp_path, features_graph([node], constants, y))) as engine:
         with pytest.raises(RlsdError, match=f"{op}.*{words}") as raised:

@@ -237,15 +237,31 @@ def test_gates_are_fused_in_the_widths_that_the_gpu_has(width: int, fused: bool)
     torch.testing.assert_close(y, gate.float()(x.float()), rtol=4e-3, atol=2e-3)
 
 
+class Attention(nn.Module):
+    """Of q, k and v, each [B, L, C]; of x alone, where that is all."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+
+    def forward(self, *given: torch.Tensor) -> torch.Tensor:
+        apart = [x.view(*x.shape[:2], self.heads, -1).transpose(1, 2) for x in (given * 3)[:3]]
+        y = torch.nn.functional.scaled_dot_product_attention(*apart)
+        return y.transpose(1, 2).reshape(given[0].shape)
+
+
+@pytest.mark.parametrize("heads, kept", [(1, [(2, 5, 5)]), (2, [])])
+def test_probabilities_of_a_wide_head_are_kept_for_its_pull_back(heads: int, kept: list[tuple[int, ...]]) -> None:
+    parts, given = taken_apart(Attention(heads), torch.randn(2, 5, 272).double(), ALL)
+    assert [tuple(value.shape) for value in parts.kept_values] == kept
+    found = kinds(parts.pull, given, ["cotangent", *parts.pull_inputs], ["x_cotangent"])
+    assert found["com.microsoft.FusedMatMul"] == (4 if kept else 5) and ("Softmax" in found) == (not kept)
+
+
 @pytest.mark.parametrize("heads, width, one", [(1, 256, True), (1, 272, False), (2, 512, True)])
 def test_attention_of_wide_heads_is_two_products(heads: int, width: int, one: bool) -> None:
     given = [torch.randn(2, length, heads * width).half() for length in (5, 7, 7)]
-
-    class Attention(nn.Module):
-        def forward(self, *x: torch.Tensor) -> torch.Tensor:
-            return torch.ops.rlsd.attention(*x, heads)
-
-    graph = to_aten(Attention(), given, ALL)
+    graph = to_aten(Attention(heads), given, ALL)
     model = to_onnx(graph, given, ["q", "k", "v"], ["y"])
     apart = {"com.microsoft.FusedMatMul": 2, "Softmax": 1}
     assert census.node_kinds(model) == ({"com.microsoft.MultiHeadAttention": 1} if one else apart)
@@ -274,7 +290,8 @@ def test_a_bundle_for_cuda(networks: Networks, tmp_path: Path) -> None:
     fused = {"com.microsoft.MultiHeadAttention"}  # of the vision transformer, too
     assert {(name, kind) for name in ("denoiser", "features") for kind in fused} <= nodes
     assert {("denoiser", "rlsd.AddGroupNormNhwc"), ("denoiser", "rlsd.AddLayerNorm")} <= nodes
-    assert ("features", "rlsd.BiasResidual") in nodes and ("features", "Softmax") not in nodes
+    assert {("decoder", "rlsd.AddGroupNormTaps"), ("decoder_pull", "rlsd.NarrowConv")} <= nodes
+    assert ("features", "rlsd.AddLayerNorm") in nodes and ("features", "Softmax") not in nodes
     assert any("BLOCK=64" in line for line in kernels)
     denoiser = onnx.load(bundle / "denoiser.b2.onnx", load_external_data=False)
     kinds_of_input = {value.type.tensor_type.elem_type for value in denoiser.graph.input}
@@ -355,7 +372,9 @@ def test_memory_and_work_of_stable_diffusions_decoder() -> None:
     assert sum(v.numel() * v.element_size() for v in parts.kept_values) <= 1.1e9
 
 
-@pytest.mark.parametrize("names", [["timesteps", "context", "recompute"], ["attention", "no_ops", "channels_last"]])
+@pytest.mark.parametrize(
+    "names", [["timesteps", "context", "recompute", "narrow"], ["attention", "no_ops", "channels_last"]]
+)
 def test_savings_can_be_left_out(networks: Networks, tmp_path: Path, names: list[str]) -> None:
     """The checks against float32 hold with and without it; what it is for is gone."""
     small = replace(networks, features=None, operators={})
@@ -367,6 +386,7 @@ def test_savings_can_be_left_out(networks: Networks, tmp_path: Path, names: list
         "timesteps": ("denoiser", "Sin") in nodes,
         "context": "context" not in graphs,
         "recompute": ("decoder_pull", "Softmax") not in nodes,
+        "narrow": not {"rlsd.NarrowConv", "rlsd.SumTaps"} & {kind for _, kind in nodes},
         "attention": ("decoder", "Softmax") in nodes,
         "no_ops": True,  # only that it still exports
         "channels_last": ("decoder", "Conv") in nodes,

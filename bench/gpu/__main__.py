@@ -1,6 +1,6 @@
 """The race on one GPU: full steps, networks, repulsion, packing, each against what PyTorch users have.
 
-    python -m rlsd.bench.gpu [--minutes 8] [--sections A B C D F agreement] [--networks sd15 sd21-base]
+    python -m rlsd.bench.gpu [--minutes 8] [--sections A B C D F G agreement] [--networks sd15 sd21-base]
     python -m rlsd.bench.gpu --device cpu --toy --out FILE      the same road on a CPU with the shipped prior
 
 One JSON line for each figure in bench/results/gpu-NAME.jsonl; `rlsd bench --report` makes tables and plots of them.
@@ -24,7 +24,7 @@ from rlsd.bench.gpu import Line, plan, prepare, roof, targets, torch_step
 from rlsd.bench.gpu.subject import Bench
 from rlsd.engine import version
 
-SECTIONS = ("A", "B", "C", "D", "F", "agreement")
+SECTIONS = ("A", "B", "C", "D", "F", "G", "agreement")
 
 
 def main(given: Sequence[str] | None = None) -> int:

@@ -29,7 +29,7 @@ def arrivals(subject: Subject, jobs: int, particles: int, steps: int = STEPS) ->
     free()
     try:
         short = [replace(each, params=replace(params, steps=CHECKED_STEPS + 1)) for each in work]
-        error, equal = _check(packed(engine, short, 1), one_by_one(engine, short), subject.allowed(particles))
+        error, equal = differences(packed(engine, short, 1), one_by_one(engine, short), subject.allowed(particles))
     except Exception as problem:
         return [{**common, "method": "engine", **without_figure(problem)}]
     runs: dict[str, Callable[[], object]] = {
@@ -59,9 +59,9 @@ def at_most(jobs: int, steps: int, gap: int = GAP) -> float:
     return jobs * (steps - 1) / ((jobs - 1) * gap + steps - 1)
 
 
-def _check(got: list[np.ndarray], want: list[np.ndarray], allowed: float) -> tuple[float, bool]:
-    """The largest relative difference of a job, and whether all bytes are equal."""
+def differences(got: list[np.ndarray], want: list[np.ndarray], allowed: float) -> tuple[float, bool]:
+    """The largest relative difference of a job, and whether all bytes are equal. Raises Wrong beyond `allowed`."""
     error = max(float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in zip(got, want))
     if not error <= allowed:
-        raise Wrong(f"packed and alone differ by {error:.1e}, allowed {allowed:.1e}")
+        raise Wrong(f"two ways of running the same jobs differ by {error:.1e}, allowed {allowed:.1e}")
     return error, all(np.array_equal(a, b) for a, b in zip(got, want))

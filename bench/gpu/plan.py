@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlsd.bench.gpu import Line, agreement, arrivals, crowds, networks, prepare, steps
+from rlsd.bench.gpu import Line, agreement, arrivals, crowds, networks, prepare, side_by_side, steps
 from rlsd.bench.gpu.subject import Bench, Subject
 from rlsd.export.checkpoint import load
 from rlsd.models.fashion import PATH as FASHION
@@ -86,9 +86,16 @@ def _full(opened: _Opened, options: argparse.Namespace) -> Iterator[Case]:
     for jobs, n in mixes if "F" in wanted else ():
         run = lambda s, jobs=jobs, n=n: arrivals.arrivals(s, jobs, n, length)  # noqa: E731
         yield Case(f"F {name} {jobs} x N={n}", lambda run=run: opened.lines("F", run))  # type: ignore[misc]
+    beside = (first,) if options.toy else side_by_side.PARTICLES
+    for n in beside if "G" in wanted else ():
+        yield Case(
+            f"G {name} 2 x N={n // 2}",
+            lambda n=n: opened.lines("G", lambda s: side_by_side.side_by_side(s, n, length)),  # type: ignore[misc]
+            0 if options.toy else side_by_side.SECONDS,
+        )
     for n in options.compiled if "compiled" in options.methods else ():
         both = list(step(n, ["compiled"]))
-        needs = 0 if options.toy else prepare.compile_seconds(name, n)
+        needs = 0.0 if options.toy else prepare.compile_seconds(name, n)
         if both:
             yield Case(f"torch.compile {name} N={n}", lambda n=n, both=both: _compiled(name, n, both), needs)  # type: ignore[misc]
     for n in others:

@@ -7,7 +7,7 @@ in the case's own precision. Then the three run in turn, with the second-level c
 CUDA events. One JSON line a case in bench/results/kernels-cuda.jsonl, with its share of the roofline: the larger of
 bytes / measured copy bandwidth and operations / measured float32 peak, over the median time.
 
-On a CPU (--device cpu --out FILE), to rehearse, plain definitions stand in for the kernels of repulsion and norm.
+On a CPU (--device cpu --out FILE), to rehearse, plain definitions stand in for the kernels of all rooms but step.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from rlsd.bench.gpu.roof import measured as measured_roof
 from rlsd.bench.gpu.timing import Clock, milliseconds, seconds
 from rlsd.bench.kernels import Case
 
-ROOMS = ("repulsion", "norm", "step")
+ROOMS = ("repulsion", "norm", "narrow", "step")
 SLACK = 1e-6  # of the result's size: both may be exact
 
 

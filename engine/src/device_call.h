@@ -34,7 +34,7 @@ struct DeviceOperator : Operator {
 struct DeviceNode {
     const DeviceOperator *op;
     std::string name;
-    std::int64_t groups = 0, silu = 0;
+    std::int64_t groups = 0, silu = 0, planes = 0, channels_first = 0;
     float epsilon = 1e-5f, scale = 1;
 };
 
@@ -112,5 +112,11 @@ void add_layer_norm(const DeviceNode &node, OrtKernelContext *context);
 void layer_norm_pull(const DeviceNode &node, OrtKernelContext *context);
 void gelu_pull(const DeviceNode &node, OrtKernelContext *context);
 void softmax_pull(const DeviceNode &node, OrtKernelContext *context);
+
+// Convolutions with few channels on one side: device_narrow.cpp.
+void narrow_conv(const DeviceNode &node, OrtKernelContext *context);
+void group_norm_taps(const DeviceNode &node, OrtKernelContext *context);
+void add_group_norm_taps(const DeviceNode &node, OrtKernelContext *context);
+void sum_taps(const DeviceNode &node, OrtKernelContext *context);
 
 }  // namespace rlsd::ort

@@ -1,6 +1,6 @@
 #include "device_ops.h"
 
-#include "device_call.h"
+#include "device_division.h"
 
 #include <algorithm>
 #include <cstdlib>
@@ -9,61 +9,7 @@
 namespace rlsd::ort {
 namespace {
 
-using cuda::ceil_div;
-
-constexpr std::int64_t chunks_at_most = 128, steps_at_least = 8;  // kernels/norm/tiles.py: CHUNKS, STEPS
 constexpr std::int64_t block_rows = 64, block_lanes = 64;  // kernels/norm/elementwise.py: ROWS, BLOCK
-constexpr std::size_t scratch_bytes = std::size_t(8) << 20;
-
-// What a GroupNorm adds to every pixel of x first: `rows` of it, one a sample or one for all, or none.
-struct Bias {
-    DevicePointer at;
-    std::int32_t rows;
-
-    Bias(const Call &call, std::size_t index, const Shape &x) : at(call.at(0)), rows(0) {
-        if (!call.has(index)) return;
-        const Shape given = call.shape(index);
-        const std::int64_t channels = x.size[x.rank - 1], count = given.rank == 0 ? 0 : given.size[0];
-        if (product(given, 0, given.rank) != count * channels || given.size[given.rank - 1] != channels ||
-            (count != 1 && count != x.size[0]))
-            throw OperatorError(call.node.name + ": x_bias has shape " + given.text() + ", x " + x.text());
-        at = call.at(index), rows = small(count);
-    }
-};
-
-// How [samples, pixels, channels] is divided among programs: kernels/norm/tiles.py, divide.
-struct Division {
-    std::int64_t samples, channels, pixels, groups, size, block, width = 0, chunk, chunks;
-
-    Division(const Call &call, const Shape &x, const char *kernel)
-        : samples(x.size[0]), channels(channels_of(x, call.node.name)), pixels(product(x, 1, x.rank - 1)),
-          groups(call.node.groups), size(groups > 0 ? channels / groups : 0) {
-        if (groups < 1 || channels % groups != 0 || size > 128)
-            throw OperatorError(call.node.name + ": " + std::to_string(groups) + " groups of " + std::to_string(channels) +
-                                " channels are not possible: they must divide them into 128 at most");
-        block = 64 % size == 0 ? 64 : 128;
-        name = kernel;
-        name += block == 64 ? "_64" : "_128";
-        const cuda::Kernel &sized = call.kernel(name);
-        const std::int64_t vector = 16 / std::int64_t(width_of(call.node.op->type));
-        for (std::int64_t n = std::min({groups, sized.constant("GROUPS"), block / size}); n > 0; --n)
-            if (n * size % vector == 0 || n == groups) {
-                width = n * size;
-                break;
-            }
-        if (width == 0)
-            throw OperatorError(call.node.name + ": groups of " + std::to_string(size) + " channels are not possible: a " +
-                                "multiple of " + std::to_string(vector) + " of 128 at most must be whole groups");
-        const std::int64_t rows = sized.constant("ROWS");
-        chunk = rows * std::max(steps_at_least, ceil_div(pixels, rows * chunks_at_most));
-        chunks = ceil_div(pixels, chunk);
-        if (std::size_t(samples * chunks * 2 * groups) * sizeof(float) > scratch_bytes / 2)
-            throw OperatorError(call.node.name + ": a batch of " + std::to_string(samples) + " is too large");
-    }
-
-    std::string name;
-    cuda::Grid grid() const { return {ceil_div(channels, width), chunks, samples}; }
-};
 
 // y, mean, rstd of x, which `statistics` has read; what the node does not ask for goes to the scratch memory.
 void normalise(const Call &call, const Division &d, const Shape &x, DevicePointer total, std::size_t weight, const Bias &x_bias) {
@@ -83,10 +29,7 @@ void group_norm(const DeviceNode &node, OrtKernelContext *context) {
     const Shape x = call.shape(0);
     const Division d(call, x, "group_norm_statistics");
     const Bias x_bias(call, 3, x);
-    call.kernel(d.name).launch(d.grid(), {call.at(0), call.at(0), x_bias.at, call.at(0), node.op->shared->scratch.at(),
-                                          small(d.pixels), small(d.channels), small(d.groups), small(d.size), small(d.width),
-                                          small(d.chunk), x_bias.rows},
-                               call.stream());
+    measure(call, d, call.at(0), call.at(0), call.at(0), x_bias);
     normalise(call, d, x, call.at(0), 1, x_bias);
 }
 
@@ -96,10 +39,7 @@ void add_group_norm(const DeviceNode &node, OrtKernelContext *context) {
     const Division d(call, x, "add_group_norm_statistics");
     Bias x_bias(call, 4, x);
     const DevicePointer sum = call.out(3, x), total = sum != 0 ? sum : call.out(0, x);
-    call.kernel(d.name).launch(d.grid(), {call.at(0), call.at(1, x), x_bias.at, total, node.op->shared->scratch.at(),
-                                          small(d.pixels), small(d.channels), small(d.groups), small(d.size), small(d.width),
-                                          small(d.chunk), x_bias.rows},
-                               call.stream());
+    measure(call, d, call.at(0), call.at(1, x), total, x_bias);
     x_bias.rows = 0;  // it is in the total
     normalise(call, d, x, total, 2, x_bias);
 }
@@ -171,6 +111,7 @@ struct Description {
     std::size_t required, inputs, outputs;
     void (*compute)(const DeviceNode &, OrtKernelContext *);
     std::initializer_list<std::size_t> float_inputs;  // float32 whatever the data are
+    bool float_result = false;                        // as is the first output
 };
 
 const Description descriptions[] = {
@@ -184,6 +125,10 @@ const Description descriptions[] = {
     {"LayerNormPull", 3, 4, 1, layer_norm_pull, {2}},
     {"GeluPull", 2, 2, 1, gelu_pull, {}},
     {"SoftmaxPull", 2, 2, 1, softmax_pull, {}},
+    {"NarrowConv", 2, 3, 1, narrow_conv, {2}},
+    {"GroupNormTaps", 4, 5, 3, group_norm_taps, {1, 2}, true},
+    {"AddGroupNormTaps", 5, 6, 4, add_group_norm_taps, {2, 3}, true},
+    {"SumTaps", 2, 2, 1, sum_taps, {0}},
 };
 
 const DeviceOperator &self(const OrtCustomOp *op) { return *static_cast<const DeviceOperator *>(static_cast<const Operator *>(op)); }
@@ -203,6 +148,7 @@ int input_type(const OrtCustomOp *op, std::size_t index) {
 // Mean and rstd, outputs 1 and 2 of a GroupNorm, are float32.
 int output_type(const OrtCustomOp *op, std::size_t index) {
     const bool statistic = self(op).outputs > 2 && (index == 1 || index == 2);
+    if (index == 0 && description_of(op).float_result) return static_cast<int>(Type::float32);
     return static_cast<int>(statistic ? Type::float32 : self(op).type);
 }
 
@@ -220,6 +166,8 @@ OrtStatus *create(const OrtCustomOp *op, const OrtApi *, const OrtKernelInfo *in
         node->name = op->get_name(op);
         read_attribute(api, api.kernel_attribute_int64, info, "groups", node->groups);
         read_attribute(api, api.kernel_attribute_int64, info, "silu", node->silu);
+        read_attribute(api, api.kernel_attribute_int64, info, "planes", node->planes);
+        read_attribute(api, api.kernel_attribute_int64, info, "channels_first", node->channels_first);
         read_attribute(api, api.kernel_attribute_float, info, "epsilon", node->epsilon);
         read_attribute(api, api.kernel_attribute_float, info, "scale", node->scale);
         *out = node.release();

@@ -9,6 +9,10 @@
 //   InterleaveNhwc(phases [, bias]) -> image, InterleavePullNhwc(image) -> phases
 //   AddLayerNorm(x, x_bias, weight, bias [, residual]; epsilon) -> y, total, along the last axis; x_bias is float32
 //   LayerNormPull(cotangent, x, weight [, added]; epsilon) -> x_cotangent, along the last axis
+//   NarrowConv(x, kernel [, bias]; channels_first) -> y, a 3x3 convolution of few channels
+//   GroupNormTaps(x, weight, bias, kernel [, x_bias]; groups, epsilon, silu, planes) -> taps, mean, rstd
+//   AddGroupNormTaps(x, residual, weight, bias, kernel [, x_bias]; groups, epsilon, silu, planes) -> taps, mean, rstd,
+//     total; SumTaps(taps, bias) -> y [B, planes, H, W]: together a GroupNorm and a 3x3 convolution to few channels
 //   GeluPull(cotangent, x) -> x_cotangent, SoftmaxPull(cotangent, y; scale) -> x_cotangent, y being softmax(x)
 #pragma once
 

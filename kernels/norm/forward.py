@@ -62,16 +62,16 @@ def statistics(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _merge(partial, sample, group, inside, pixels, groups, size, chunk, CHUNKS: tl.constexpr):  # type: ignore[no-untyped-def]
+def merge(partial, sample, group, inside, pixels, groups, size, chunk, chunks, CHUNKS: tl.constexpr):  # type: ignore[no-untyped-def]
     """Mean and variance of the groups [GROUPS] over all chunks of the sample."""
     k = tl.arange(0, CHUNKS)
     count = tl.maximum(tl.minimum(pixels - k * chunk, chunk), 0).to(tl.float32) * size
-    at = partial + ((sample * tl.num_programs(1) + k) * 2 * groups)[:, None] + group[None, :]
-    mask = (k < tl.num_programs(1))[:, None] & inside[None, :]
+    at = partial + ((sample * chunks + k) * 2 * groups)[:, None] + group[None, :]
+    mask = (k < chunks)[:, None] & inside[None, :]
     means = tl.load(at, mask=mask, other=0.0)  # [CHUNKS, GROUPS]
     moments = tl.load(at + groups, mask=mask, other=0.0)
     # Differences from the first chunk's mean: sums of the means themselves would round at their size.
-    first = tl.load(partial + sample * tl.num_programs(1) * 2 * groups + group, mask=inside, other=0.0)
+    first = tl.load(partial + sample * chunks * 2 * groups + group, mask=inside, other=0.0)
     values = tl.sum(count, 0)
     mean = first + tl.sum((means - first[None, :]) * count[:, None], 0) / values
     apart = means - mean[None, :]
@@ -94,7 +94,7 @@ def apply(  # type: ignore[no-untyped-def]
     first = (chunks - 1 - tl.program_id(1)) * chunk
     last = tl.minimum(first + chunk, pixels)
 
-    mean, variance = _merge(partial, sample, group, group_inside, pixels, groups, size, chunk, CHUNKS)
+    mean, variance = merge(partial, sample, group, group_inside, pixels, groups, size, chunk, chunks, CHUNKS)
     rstd = tl.rsqrt(variance + epsilon)
     if first == 0:
         tl.store(mean_out + sample * groups + group, mean, mask=group_inside)

@@ -15,7 +15,7 @@ from rlsd.kernels.norm.tiles import SIZES, bias_of, block_of, collect, sigmoid, 
 
 
 @triton.jit
-def _per_channel(  # type: ignore[no-untyped-def]
+def per_channel(  # type: ignore[no-untyped-def]
     mean, rstd, weight, bias, x_bias, sample, channel, inside, channels, groups, size, x_biases
 ):  # fmt: skip
     """Four [BLOCK]: the mean of x alone, rstd, weight and bias of each channel."""
@@ -45,7 +45,7 @@ def pull_sums(  # type: ignore[no-untyped-def]
     sample = tl.program_id(2).to(tl.int64)
     first = tl.program_id(1) * chunk
     last = tl.minimum(first + chunk, pixels)
-    m, r, w, b = _per_channel(
+    m, r, w, b = per_channel(
         mean, rstd, weight, bias, x_bias, sample, channel, inside, channels, groups, size, x_biases
     )
     scale = r * w
@@ -88,7 +88,7 @@ def pull_apply(  # type: ignore[no-untyped-def]
     sample = (tl.num_programs(2) - 1 - tl.program_id(2)).to(tl.int64)
     first = (tl.num_programs(1) - 1 - tl.program_id(1)) * chunk
     last = tl.minimum(first + chunk, pixels)
-    m, r, w, b = _per_channel(
+    m, r, w, b = per_channel(
         mean, rstd, weight, bias, x_bias, sample, channel, inside, channels, groups, size, x_biases
     )
     values = pixels.to(tl.float32) * size

@@ -1,0 +1,70 @@
+"""G: two engines side by side in one process, half of the particles each, against one engine with all of them.
+
+Convolutions fill the arithmetic units and normalisations the memory; what one engine leaves idle the other may use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+
+from rlsd.bench import measure
+from rlsd.bench.gpu import Line
+from rlsd.bench.gpu.arrivals import STEPS, differences
+from rlsd.bench.gpu.steps import speedups, without_figure
+from rlsd.bench.gpu.subject import CHECKED_STEPS, Subject, free
+from rlsd.bench.gpu.timing import Clock
+from rlsd.bench.problem import PARAMS, job
+from rlsd.engine import Engine, Job
+
+PARTICLES = (8, 16)  # of both together
+SECONDS = 40  # a second engine is opened for them
+
+
+def side_by_side(subject: Subject, particles: int, steps: int = STEPS) -> list[Line]:
+    """Two jobs of half of `particles` each, at the same time: packed by one engine, and one in each of two."""
+    case = f"{subject.name} 2 x N={particles // 2}"
+    common: Line = {"section": "G", "case": case, "network": subject.name, "particles": particles}
+    bench, params = subject.bench, replace(PARAMS, steps=steps)
+    work = [replace(job(subject.engine.image_shape, particles // 2, params), item=item) for item in range(2)]
+    free()
+    try:
+        with bench.open(subject.bundle) as other, ThreadPoolExecutor(2) as threads:
+            runs = ways((subject.engine, other), threads)
+            short = [replace(each, params=replace(params, steps=CHECKED_STEPS + 1)) for each in work]
+            for engine, each in zip((subject.engine, other), short):
+                engine.reconstruct([each])  # graphs are recorded while nobody else runs
+            both = [run(short) for run in runs.values()]
+            error, equal = differences(both[1], both[0], subject.allowed(particles))
+            timed = {name: lambda run=run: run(work) for name, run in runs.items()}  # type: ignore[misc]
+            times = measure.interleaved(timed, bench.rounds, Clock(bench.device, whole=True), bench.limit)
+    except Exception as problem:
+        return [{**common, "method": "engine", **without_figure(problem)}]
+    samples = particles * (steps - 1)
+    least = subject.work.least_seconds(bench.roof, particles) / particles
+    lines = []
+    for name, values in times.items():
+        rates = measure.quartiles([samples / value for value in values])
+        lines.append(
+            {
+                **common, "method": name, "unit": "particle-steps/s", **rates, "rounds": len(values), "error": error,
+                "same_bytes": equal, "roofline_share": round(rates["median"] * least, 4),
+            }
+        )  # fmt: skip
+    lines[0] |= {"speedup": speedups(times)}
+    return lines
+
+
+def ways(
+    engines: tuple[Engine, Engine], threads: ThreadPoolExecutor
+) -> dict[str, Callable[[list[Job]], list[np.ndarray]]]:
+    """How two jobs can be run: by the first engine, or by one each. The particles of each job."""
+
+    def apart(work: list[Job]) -> list[np.ndarray]:
+        started = [threads.submit(engine.reconstruct, [each]) for engine, each in zip(engines, work)]
+        return [each.result()[0].particles for each in started]
+
+    return {"engine": lambda work: [each.particles for each in engines[0].reconstruct(work)], "two engines": apart}
