@@ -33,18 +33,21 @@ from transformers import (
 WIDTH = 32
 
 
-def stable_diffusion(folder: Path, prediction: str = "epsilon", text: bool = True) -> Path:
-    """Stable Diffusion's parts at toy width: factor 8 VAE, cross-attention UNet, PNDM scheduler, CLIP text encoder."""
+WIDE_END = (64, 16, 32, 32)  # channels of a VAE whose last convolution has as many to one as Stable Diffusion's
+
+
+def stable_diffusion(folder: Path, prediction: str = "epsilon", text: bool = True, **vae: object) -> Path:
+    """Stable Diffusion's parts at toy width: factor 8 VAE, cross-attention UNet, PNDM scheduler, CLIP text encoder.
+
+    vae: as for small_vae.
+    """
     torch.manual_seed(0)
     UNet2DConditionModel(
         sample_size=8, block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=WIDTH, attention_head_dim=8,
         norm_num_groups=8, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
     ).save_pretrained(folder / "unet")  # fmt: skip
-    AutoencoderKL(
-        block_out_channels=(16, 16, 32, 32), layers_per_block=1, norm_num_groups=8, sample_size=64,
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-    ).save_pretrained(folder / "vae")  # fmt: skip
+    small_vae(**vae).save_pretrained(folder / "vae")
     PNDMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1,
         prediction_type=prediction,

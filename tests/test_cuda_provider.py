@@ -41,7 +41,9 @@ def package(networks: Networks, folder: Path, batches: tuple[int, ...]) -> Path:
 
 @pytest.fixture(name="stable_diffusion", scope="module")
 def stable_diffusion_fixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = checkpoints.stable_diffusion(tmp_path_factory.mktemp("sd"), text=False)
+    folder = checkpoints.stable_diffusion(
+        tmp_path_factory.mktemp("sd"), text=False, block_out_channels=checkpoints.WIDE_END
+    )
     checkpoints.vision_transformer(folder / "features")
     networks = checkpoint.load(folder, (64, 64), ["inpainting", "gaussian_blur"], folder / "features")
     return package(networks, folder / "bundle", (1, 2))

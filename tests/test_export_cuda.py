@@ -290,7 +290,7 @@ def test_a_bundle_for_cuda(networks: Networks, tmp_path: Path) -> None:
     fused = {"com.microsoft.MultiHeadAttention"}  # of the vision transformer, too
     assert {(name, kind) for name in ("denoiser", "features") for kind in fused} <= nodes
     assert {("denoiser", "rlsd.AddGroupNormNhwc"), ("denoiser", "rlsd.AddLayerNorm")} <= nodes
-    assert {("decoder", "rlsd.AddGroupNormTaps"), ("decoder_pull", "rlsd.NarrowConv")} <= nodes
+    assert {("decoder", "rlsd.NarrowConv"), ("decoder_pull", "rlsd.NarrowConv")} <= nodes
     assert ("features", "rlsd.AddLayerNorm") in nodes and ("features", "Softmax") not in nodes
     assert any("BLOCK=64" in line for line in kernels)
     denoiser = onnx.load(bundle / "denoiser.b2.onnx", load_external_data=False)
