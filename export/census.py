@@ -68,7 +68,9 @@ def _moved(node: fx.Node) -> int:
         twice = sources[node.args[0]]  # type: ignore[index]
     elif node.target in (ops.add_group_norm_nhwc.default, ops.add_group_norm_taps.default):
         twice = sources[node.args[0]]  # type: ignore[index] # the sum is read again
-    elif node.target in (ops.group_norm_pull.default, ops.group_norm_pull_nhwc.default):
+    elif node.target in (
+        ops.group_norm_pull.default, ops.group_norm_pull_nhwc.default, ops.group_norm_pull_phases.default,
+    ):  # fmt: skip
         twice = sum(sources[x] for x in dict.fromkeys(node.args[:2]))  # type: ignore[index]
     elif node.target == ops.wide_attention.default:
         query, key, value = (sources[x] for x in node.args)  # type: ignore[index]

@@ -28,7 +28,7 @@ from rlsd.export.check import CheckError, open_session
 from rlsd.export.cubins import Cubins
 from rlsd.export.fused_narrow import fuse_narrow
 from rlsd.export.fused_norms import fuse_layer_norms
-from rlsd.export.fused_sums import fuse_pulled_sums
+from rlsd.export.fused_sums import fuse_pulled_phases, fuse_pulled_sums
 from rlsd.export.limits import check_norms
 from rlsd.export.lower import lower
 from rlsd.export.onnx_graph import to_onnx
@@ -211,6 +211,8 @@ class CudaPacker:
         parts = split(graph, [x], [source], recomputed=recomputed)
         if "sums" in self.rewrites:
             fuse_pulled_sums(parts.pull)
+        if "phases" in self.savings:
+            fuse_pulled_phases(parts.pull)
         if "rows" in self.savings:
             fuse_layer_norms(parts.forward)
         if "narrow" in self.savings:

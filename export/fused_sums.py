@@ -1,4 +1,5 @@
-"""Exact rewrites of sums: into the GroupNorm behind them, and into a GroupNorm's pull-back."""
+"""Exact rewrites of sums, into the GroupNorm behind them and into a GroupNorm's pull-back, and of what stands behind
+that: the pull-back of an interleave."""
 
 from __future__ import annotations
 
@@ -79,6 +80,29 @@ def fuse_pulled_sums(graph_module: fx.GraphModule) -> None:
             with graph_module.graph.inserting_before(total):
                 fused = graph_module.graph.call_function(target, (*node.args[:place], added, *node.args[place + 1 :]))
             replace(total, fused)
+    graph_module.graph.eliminate_dead_code()
+    graph_module.recompile()
+
+
+def fuse_pulled_phases(graph_module: fx.GraphModule) -> None:
+    """In a pull-back: that of an interleave, channels last, behind that of a GroupNorm, to which nothing is added any
+    more, is a matter of where the latter writes. In float32 they stay apart: bundles carry no such kernel."""
+    ours = torch.ops.rlsd
+    pulls, target = (
+        (ours.group_norm_pull.default, ours.group_norm_pull_nhwc.default),
+        ours.group_norm_pull_phases.default,
+    )
+    for node in calls(graph_module, ours.interleave_pull.default):
+        pulled, last = arguments(node, None, False)
+        if not last or pulled.target not in pulls or len(pulled.users) != 1 or node.meta["val"].dtype == torch.float32:
+            continue
+        given = dict(zip((argument.name for argument in pulled.target._schema.arguments), pulled.args))
+        if not given.get("channels_last", pulled.target == ours.group_norm_pull_nhwc.default):
+            continue
+        wanted = tuple(given.get(argument.name) for argument in target._schema.arguments)
+        with graph_module.graph.inserting_before(node):
+            fused = graph_module.graph.call_function(target, wanted)
+        replace(node, fused)
     graph_module.graph.eliminate_dead_code()
     graph_module.recompile()
 

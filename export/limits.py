@@ -25,8 +25,9 @@ def check_norms(name: str, graph_module: fx.GraphModule) -> None:
         ours.add_group_norm_taps.default: 6,
         ours.group_norm_pull.default: 6,
         ours.group_norm_pull_nhwc.default: 6,
+        ours.group_norm_pull_phases.default: 6,
     }
-    pulls = (ours.group_norm_pull.default, ours.group_norm_pull_nhwc.default)
+    pulls = [target for target, place in places.items() if "pull" in str(target)]
     for node in graph_module.graph.nodes:
         if node.target not in places:
             continue

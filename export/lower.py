@@ -111,6 +111,11 @@ def _parts(node: NodeProto, kinds: dict[str, int]) -> Nodes:
     elif node.op_type in ("GroupNormTaps", "AddGroupNormTaps"):
         kinds[f"{node.output[0]}/y"] = HALF
         yield from _group_norm_taps(node)
+    elif node.op_type == "GroupNormPullPhases":
+        image = f"{node.output[0]}/image"
+        kinds[image] = HALF
+        yield helper.make_node("GroupNormPullNhwc", node.input, [image], domain="rlsd", **_attributes(node))
+        yield helper.make_node("InterleavePullNhwc", [image], node.output, domain="rlsd")
     elif node.op_type == "AddLayerNorm":
         x, x_bias, weight, bias, *residual = node.input
         y, total = node.output

@@ -102,6 +102,7 @@ _GROUP_NORM = [_operator(name, _NORM, _NORM_OUT, **_NORM_KINDS) for name in ("Gr
 _GROUP_NORM_PULL = [
     _operator(name, _PULL, "x_cotangent", **_PULL_KINDS) for name in ("GroupNormPull", "GroupNormPullNhwc")
 ]
+_GROUP_NORM_PULL_PHASES = _operator("GroupNormPullPhases", _PULL, "phases", **_PULL_KINDS)
 _ADD_GROUP_NORM = _operator("AddGroupNormNhwc", "x residual weight bias [x_bias]", f"{_NORM_OUT} total", **_NORM_KINDS)
 _BIAS_RESIDUAL = _operator("BiasResidual", "x bias [residual]", "y", silu=_INT)
 _INTERLEAVE = [_operator(name, "phases [bias]", "image") for name in ("Interleave", "InterleaveNhwc")]
@@ -147,6 +148,13 @@ def _group_norm_pull_nhwc(  # type: ignore[no-untyped-def]
     cotangent, x, mean, rstd, weight, bias, groups: int, silu: bool, added=None, x_bias=None
 ):
     return _group_norm_pull(cotangent, x, mean, rstd, weight, bias, groups, silu, True, added, x_bias)
+
+
+def _group_norm_pull_phases(  # type: ignore[no-untyped-def]
+    cotangent, x, mean, rstd, weight, bias, groups: int, silu: bool, added=None, x_bias=None
+):
+    given = _given(cotangent, x, mean, rstd, weight, bias, added, x_bias)
+    return _GROUP_NORM_PULL_PHASES(*given, groups=groups, silu=int(silu))
 
 
 def _add_group_norm(x, residual, weight, bias, groups: int, epsilon: float, silu: bool, x_bias=None):  # type: ignore[no-untyped-def]
@@ -228,6 +236,7 @@ _TRANSLATIONS = {
     torch.ops.rlsd.group_norm_pull.default: _group_norm_pull,
     torch.ops.rlsd.add_group_norm_nhwc.default: _add_group_norm,
     torch.ops.rlsd.group_norm_pull_nhwc.default: _group_norm_pull_nhwc,
+    torch.ops.rlsd.group_norm_pull_phases.default: _group_norm_pull_phases,
     torch.ops.rlsd.bias_residual_nhwc.default: _bias_residual,
     torch.ops.rlsd.interleave.default: lambda phases, last=False, bias=None: _INTERLEAVE[last](*_given(phases, bias)),
     torch.ops.rlsd.interleave_pull.default: lambda image, last=False: _INTERLEAVE_PULL[last](image),

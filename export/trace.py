@@ -147,7 +147,7 @@ CUDA_REWRITES: dict[str, Callable[[fx.GraphModule], None]] = {
 
 # All that can be left out by name; the last ones are no rewrites of the traced graph.
 SAVINGS = (*REWRITES, "timesteps")
-CUDA_SAVINGS = (*REWRITES, *CUDA_REWRITES, "narrow", "timesteps", "context", "recompute")
+CUDA_SAVINGS = (*REWRITES, *CUDA_REWRITES, "narrow", "phases", "timesteps", "context", "recompute")
 
 
 def all_but(savings: Sequence[str], without: Sequence[str]) -> list[str]:

@@ -121,6 +121,16 @@ class Graph:
         given += [more if added else None, *first] if added or first else []
         self.add("GroupNormPullNhwc", given, [name], [wanted], groups=groups, silu=1)
 
+    def pull_phases(self, name: str, added: bool) -> None:
+        shape, groups = (2, 6, 4, 32), 4
+        cotangent, x, more = (normal(*shape, kind=self.kind) for _ in range(3))
+        weight, bias = 1 + normal(shape[-1]), normal(shape[-1])
+        _, mean, rstd = naive.group_norm(*map(torch.tensor, (x, weight, bias)), groups, EPSILON, True)
+        given = [cotangent, x, mean.numpy(), rstd.numpy(), weight, bias]
+        other = torch.tensor(more) if added else None
+        wanted = naive.group_norm_pull_phases(*map(torch.tensor, given), groups, True, other)
+        self.add("GroupNormPullPhases", [*given, *([more] if added else [])], [name], [wanted], groups=groups, silu=1)
+
     def bias(self, name: str, residual: bool) -> None:
         x, bias, more = normal(5, 48, kind=self.kind), normal(48), normal(5, 48, kind=self.kind)
         given = [x, bias, *([more] if residual else [])]
@@ -173,6 +183,8 @@ class Graph:
 
 def add_narrow(graph: Graph) -> None:
     """What bundles have in halves only."""
+    graph.pull_phases("pulled phases", added=False)
+    graph.pull_phases("pulled phases and more", added=True)
     graph.narrow_conv("from three planes", (2, 3, 5, 7), 144, first=1, bias=False)
     graph.narrow_conv("from four channels", (2, 5, 7, 4), 16, first=0, bias=True)
     graph.taps("three", 3, [".taps", ".mean", ".rstd"], rows=2)
@@ -226,7 +238,7 @@ def test_every_operator_is_its_definition(fake, tmp_path, kind):
         assert difference(found[name], want.astype(np.float32)) < 2e-3, name
     ending = {np.float16: "fp16", np.float32: "fp32"}[kind]
     launched = {line.split()[1] for line in fake.log() if line.startswith("cuLaunchKernel")}
-    assert len(launched) == (25 if kind == np.float16 else 18) and all(name.endswith(ending) for name in launched)
+    assert len(launched) == (26 if kind == np.float16 else 18) and all(name.endswith(ending) for name in launched)
 
 
 X, WEIGHTS, STATISTICS = (2, 3, 2, 32), [(32,), (32,)], [(2, 8), (2, 8)]
@@ -254,6 +266,8 @@ REFUSED = [
     ("GroupNormPullNhwc", [X, X, (2, 4), (2, 8), *WEIGHTS], 8, r"input 2 has shape \[2, 4\], \[2, 8\] is needed"),
     ("GroupNormPullNhwc", [X, X, *STATISTICS, *WEIGHTS, (2, 6, 32)], 8, r"input 6 has shape \[2, 6, 32\]"),
     ("GroupNormPullNhwc", [(1, 1, 96)] * 2 + [(1, 1)] * 2 + [(96,)] * 2, 1, "no kernel 'group_norm_pull_sums_128_fp32"),
+    ("GroupNormPullPhases", [(1, 3, 4, 32)] * 2 + [(1, 8)] * 2 + WEIGHTS, 8, r"x has .*, \[B, 2 H, 2 W, C\] is needed"),
+    ("GroupNormPullPhases", [(1, 4, 32)] * 2 + [(1, 8)] * 2 + WEIGHTS, 8, "2 H, 2 W, C"),
     ("BiasResidual", [(32,), (32,)], None, r"x has shape \[32\]"),
     ("BiasResidual", [X, (16,)], None, r"input 1 has shape \[16\], \[32\] is needed"),
     ("BiasResidual", [X, (32,), (2, 1, 1, 32)], None, r"input 2 has shape \[2, 1, 1, 32\], \[2, 3, 2, 32\] is needed"),

@@ -19,7 +19,7 @@ from rlsd.export import CheckError, census, checkpoint, cuda, islands
 from rlsd.export.diffusers_vae import Decoder
 from rlsd.export.extractors import Penultimate
 from rlsd.export.fused_norms import fuse_layer_norms
-from rlsd.export.fused_sums import fuse_pulled_sums
+from rlsd.export.fused_sums import fuse_pulled_phases, fuse_pulled_sums
 from rlsd.export.limits import check_norms
 from rlsd.export.onnx_graph import to_onnx
 from rlsd.export.package import Networks
@@ -65,6 +65,7 @@ def taken_apart(
     parts = split(to_aten(module, [x], rewrites), [x], ["x"], recomputed=RECOMPUTED_ON_CUDA)
     if "sums" in rewrites:
         fuse_pulled_sums(parts.pull)
+        fuse_pulled_phases(parts.pull)
     got, *kept = parts.forward(x)
     known = {"x": x, **dict(zip(parts.kept, kept))}
     given = [cotangent, *(known[name] for name in parts.pull_inputs)]
@@ -290,7 +291,7 @@ def test_a_bundle_for_cuda(networks: Networks, tmp_path: Path) -> None:
     fused = {"com.microsoft.MultiHeadAttention"}  # of the vision transformer, too
     assert {(name, kind) for name in ("denoiser", "features") for kind in fused} <= nodes
     assert {("denoiser", "rlsd.AddGroupNormNhwc"), ("denoiser", "rlsd.AddLayerNorm")} <= nodes
-    assert {("decoder", "rlsd.NarrowConv"), ("decoder_pull", "rlsd.NarrowConv")} <= nodes
+    assert {("decoder", "rlsd.NarrowConv"), ("decoder_pull", "rlsd.GroupNormPullPhases")} <= nodes
     assert ("features", "rlsd.AddLayerNorm") in nodes and ("features", "Softmax") not in nodes
     assert any("BLOCK=64" in line for line in kernels)
     denoiser = onnx.load(bundle / "denoiser.b2.onnx", load_external_data=False)
@@ -373,7 +374,7 @@ def test_memory_and_work_of_stable_diffusions_decoder() -> None:
 
 
 @pytest.mark.parametrize(
-    "names", [["timesteps", "context", "recompute", "narrow"], ["attention", "no_ops", "channels_last"]]
+    "names", [["timesteps", "context", "recompute", "narrow", "phases"], ["attention", "no_ops", "channels_last"]]
 )
 def test_savings_can_be_left_out(networks: Networks, tmp_path: Path, names: list[str]) -> None:
     """The checks against float32 hold with and without it; what it is for is gone."""
@@ -386,6 +387,7 @@ def test_savings_can_be_left_out(networks: Networks, tmp_path: Path, names: list
         "timesteps": ("denoiser", "Sin") in nodes,
         "context": "context" not in graphs,
         "recompute": ("decoder_pull", "Softmax") not in nodes,
+        "phases": ("decoder_pull", "rlsd.InterleavePullNhwc") in nodes,
         "narrow": not {"rlsd.NarrowConv", "rlsd.SumTaps"} & {kind for _, kind in nodes},
         "attention": ("decoder", "Softmax") in nodes,
         "no_ops": True,  # only that it still exports

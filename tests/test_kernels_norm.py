@@ -104,6 +104,24 @@ def test_group_norm_pull(shape, groups, kind):
 
 
 @kernels
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize(
+    "shape, groups", [((2, 6, 8, 20), 2), ((1, 2, 2, 240), 3), ((3, 2, 10, 15), 5), ((2, 4, 4, 64), 16)]
+)
+def test_group_norm_pull_to_phases(shape, groups, kind):
+    """The same bytes as in two passes, zeros where no pixel is."""
+    x, cotangent, added = (normal(shape, kind, seed=seed) for seed in (4, 5, 6))
+    weight, bias = affine(shape[3])
+    row = normal((1, 1, 1, shape[3]), kind, seed=7)
+    _, mean, rstd = naive.group_norm(x, weight, bias, groups, 1e-5, True, row)
+    for other in (None, added):
+        given = (cotangent, x, mean, rstd, weight, bias, groups, True, other, row)
+        ours = pull.group_norm_pull(*given, phases=True)
+        assert torch.equal(ours, elementwise.interleave_pull(pull.group_norm_pull(*given)))
+        check([ours], [naive.group_norm_pull_phases(*given)], [naive.group_norm_pull_phases(*double(given))], tiny=1e-6)
+
+
+@kernels
 @pytest.mark.parametrize("steps", [1, 8])
 @pytest.mark.parametrize("groups", [4, 8])  # blocks of 64 and of 128 lanes
 def test_chunks_of_many_tiles(monkeypatch, groups, steps):
@@ -118,6 +136,11 @@ def test_chunks_of_many_tiles(monkeypatch, groups, steps):
     given = (normal(x.shape, seed=8), x, mean, rstd, weight, bias, groups, True, normal(x.shape, seed=9))
     ours, plain = pull.group_norm_pull(*given), naive.group_norm_pull(*given)
     check([ours], [plain], [naive.group_norm_pull(*double(given))])
+    even = [t[:, :22, :28].contiguous() for t in (given[0], x)]
+    given = (*even, *given[2:8])
+    assert torch.equal(
+        pull.group_norm_pull(*given, phases=True), elementwise.interleave_pull(pull.group_norm_pull(*given))
+    )
 
 
 @kernels
@@ -223,7 +246,7 @@ def test_the_bundle_has_what_a_launch_at_these_shapes_wants(pixels, channels):
     carried = {kernel.name: kernel.constants for kernel in norm.KERNELS}
     names = ["group_norm_statistics", "add_group_norm_statistics", "group_norm_apply"]
     if channels in (128, 256, 512):
-        names += ["group_norm_pull_sums", "group_norm_pull_apply"]
+        names += ["group_norm_pull_sums", "group_norm_pull_apply", "group_norm_pull_phases"]
     for name in names:
         constants = carried[f"{name}_{divided.block}_fp16"]
         assert (constants["ROWS"], constants["BLOCK"], constants["ALIGN"]) == (

@@ -82,7 +82,7 @@ def test_no_gradient_where_none_is_promised():
 def test_operators_are_what_they_register():
     x, residual = (normal((2, 3, 2, 8), torch.float16, seed=seed).requires_grad_(True) for seed in (1, 2))
     (weight, bias), x_bias = affine(8), normal((1, 1, 1, 8), torch.float16)
-    statistics = normal((2, 2)), normal((2, 2))
+    statistics, image = (normal((2, 2)), normal((2, 2))), normal((2, 2, 4, 8), torch.float16)
     ops, tests = torch.ops.rlsd, ("test_schema", "test_faketensor", "test_autograd_registration")
     for operator, given in (
         (ops.group_norm_nhwc, (x, weight, bias, 2, 1e-5, True)),
@@ -90,6 +90,7 @@ def test_operators_are_what_they_register():
         (ops.add_group_norm_nhwc, (x, residual, weight, bias, 2, 1e-5, True)),
         (ops.add_group_norm_nhwc, (x, residual, weight, bias, 2, 1e-5, True, x_bias)),
         (ops.group_norm_pull_nhwc, (x.detach(), x.detach(), *statistics, weight, bias, 2, True, residual.detach())),
+        (ops.group_norm_pull_phases, (image, image, *statistics, weight, bias, 2, True)),
         (ops.bias_residual_nhwc, (x.detach(), bias, residual.detach(), True)),
         (ops.bias_residual_nhwc, (x.flatten(1, 2), bias, residual.flatten(1, 2), False)),
         (ops.interleave_nhwc, (x,)),
@@ -125,6 +126,8 @@ X, V, S = torch.zeros(2, 3, 2, 8), torch.zeros(8), torch.zeros(2, 2)
         ("mean", lambda: norm.group_norm_pull(X, X, S.half(), S, V, V, 2, True)),
         ("rstd", lambda: norm.group_norm_pull(X, X, S, S[:1], V, V, 2, True)),
         ("added", lambda: norm.group_norm_pull(X, X, S, S, V, V, 2, True, X[:1])),
+        ("cotangent", lambda: norm.group_norm_pull_phases(X, X, S, S, V, V, 2, True)),
+        ("added", lambda: norm.group_norm_pull_phases(X, X, S, S, V, V, 2, True, X[:1])),
         ("bias", lambda: norm.bias_residual(X, V[:4])),
         ("residual", lambda: norm.bias_residual(X, V, X[:1])),
         ("phases", lambda: norm.interleave(X[:, :1].contiguous())),

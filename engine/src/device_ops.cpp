@@ -44,9 +44,12 @@ void add_group_norm(const DeviceNode &node, OrtKernelContext *context) {
     normalise(call, d, x, total, 2, x_bias);
 }
 
-void group_norm_pull(const DeviceNode &node, OrtKernelContext *context) {
+// With `phases`, of an interleave's image x, whose cotangent is written as that of its phases.
+void pull(const DeviceNode &node, OrtKernelContext *context, bool phases) {
     const Call call{node, context};
     const Shape x = call.shape(1);
+    if (phases && (x.rank != 4 || x.size[1] % 2 != 0 || x.size[2] % 2 != 0))
+        throw OperatorError(node.name + ": x has shape " + x.text() + ", [B, 2 H, 2 W, C] is needed");
     const Division d(call, x, "group_norm_pull_sums");
     const Bias x_bias(call, 7, x);
     const Shape per_channel{{d.channels}, 1}, per_group{{d.samples, d.groups}, 2};
@@ -58,11 +61,20 @@ void group_norm_pull(const DeviceNode &node, OrtKernelContext *context) {
     call.kernel(d.name).launch(d.grid(), {cotangent, value, mean, rstd, weight, bias, x_bias.at, partial, pixels, channels,
                                           groups, size, width, chunk, x_bias.rows, silu},
                                call.stream());
-    call.kernel("group_norm_pull_apply_" + std::to_string(d.block))
-        .launch(d.grid(), {cotangent, value, mean, rstd, weight, bias, x_bias.at, partial, added, call.out(0, x), pixels,
-                           channels, groups, size, width, chunk, x_bias.rows, silu, std::int32_t(call.has(6))},
+    const Shape out = phases ? Shape{{x.size[0], x.size[1] / 2 + 1, x.size[2] / 2 + 1, 4 * d.channels}, 4} : x;
+    const std::int64_t rows = product(out, 1, out.rank) / d.channels;
+    const std::int32_t columns = phases ? small(x.size[2]) : 0;
+    const cuda::Kernel &last = call.kernel((phases ? "group_norm_pull_phases_" : "group_norm_pull_apply_") + std::to_string(d.block));
+    const std::int64_t tile = last.constant("ROWS"), part = ceil_div(rows, d.chunks * tile) * tile;  // as kernels/norm/pull.py
+    last.launch(d.grid(), {cotangent, value, mean, rstd, weight, bias, x_bias.at, partial, added, call.out(0, out), pixels,
+                           channels, groups, size, width, small(part), x_bias.rows, silu, std::int32_t(call.has(6)),
+                           small(rows), columns},
                 call.stream());
 }
+
+void group_norm_pull(const DeviceNode &node, OrtKernelContext *context) { pull(node, context, false); }
+
+void group_norm_pull_phases(const DeviceNode &node, OrtKernelContext *context) { pull(node, context, true); }
 
 void bias_residual(const DeviceNode &node, OrtKernelContext *context) {
     const Call call{node, context};
@@ -118,6 +130,7 @@ const Description descriptions[] = {
     {"GroupNormNhwc", 3, 4, 3, group_norm, {1, 2}},
     {"AddGroupNormNhwc", 4, 5, 4, add_group_norm, {2, 3}},
     {"GroupNormPullNhwc", 6, 8, 1, group_norm_pull, {2, 3, 4, 5}},
+    {"GroupNormPullPhases", 6, 8, 1, group_norm_pull_phases, {2, 3, 4, 5}},
     {"BiasResidual", 2, 3, 1, bias_residual, {1}},
     {"InterleaveNhwc", 1, 2, 1, interleave, {1}},
     {"InterleavePullNhwc", 1, 1, 1, interleave_pull, {}},

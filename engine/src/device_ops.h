@@ -5,6 +5,7 @@
 //   GroupNormNhwc(x, weight, bias [, x_bias]; groups, epsilon, silu) -> y, mean, rstd
 //   AddGroupNormNhwc(x, residual, weight, bias [, x_bias]; groups, epsilon, silu) -> y, mean, rstd, total
 //   GroupNormPullNhwc(cotangent, x, mean, rstd, weight, bias [, added] [, x_bias]; groups, silu) -> x_cotangent
+//   GroupNormPullPhases, as that: x_cotangent by InterleavePullNhwc
 //   BiasResidual(x, bias [, residual]; silu) -> y
 //   InterleaveNhwc(phases [, bias]) -> image, InterleavePullNhwc(image) -> phases
 //   AddLayerNorm(x, x_bias, weight, bias [, residual]; epsilon) -> y, total, along the last axis; x_bias is float32

@@ -83,6 +83,20 @@ def statistic(name: str, value: Tensor, x: Tensor, groups: int) -> None:
         raise ValueError(f"{name} is {_said(value)}, but must be contiguous {kind} {list(wanted)} on {x.device}")
 
 
+def pulled(
+    cotangent: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor, groups: int,
+    added: Tensor | None, first: Tensor | None,
+) -> None:  # fmt: skip
+    """What every pull-back of a GroupNorm is given; `first`: x_bias."""
+    norm(x, weight, bias, groups, 0.0)
+    x_bias(first, x)
+    like("cotangent", cotangent, x)
+    if added is not None:
+        like("added", added, x)
+    statistic("mean", mean, x, groups)
+    statistic("rstd", rstd, x, groups)
+
+
 def phases(value: Tensor) -> None:
     """[B, H + 1, W + 1, 4 C]."""
     image("phases", value)

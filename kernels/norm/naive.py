@@ -5,6 +5,8 @@ Everything is computed in float32 at least and rounded once, to the type of the 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -106,6 +108,11 @@ def interleave_pull(cotangent: Tensor, order: str = "blocks") -> Tensor:
     apart = padded.reshape(batch, height // 2, 2, width // 2, 2, channels)  # [B, H + 1, a, W + 1, b, C]
     apart = apart.permute(0, 1, 3, 5, 2, 4) if order == "shuffle" else apart.permute(0, 1, 3, 2, 4, 5)
     return apart.reshape(batch, height // 2, width // 2, 4 * channels).contiguous()
+
+
+def group_norm_pull_phases(cotangent: Tensor, x: Tensor, *rest: Any) -> Tensor:
+    """interleave_pull of group_norm_pull: [B, 2 H, 2 W, C] -> [B, H + 1, W + 1, 4 C]."""
+    return interleave_pull(group_norm_pull(cotangent, x, *rest))
 
 
 def add_layer_norm(

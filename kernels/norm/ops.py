@@ -75,13 +75,7 @@ def group_norm_pull(
 
     x_bias: as for group_norm; x is without it, mean and rstd are those of x + x_bias.
     """
-    checks.norm(x, weight, bias, groups, 0.0)
-    checks.x_bias(x_bias, x)
-    checks.like("cotangent", cotangent, x)
-    if added is not None:
-        checks.like("added", added, x)
-    checks.statistic("mean", mean, x, groups)
-    checks.statistic("rstd", rstd, x, groups)
+    checks.pulled(cotangent, x, mean, rstd, weight, bias, groups, added, x_bias)
     run = pull.group_norm_pull if _on_device(x) else naive.group_norm_pull
     with torch.cuda.device_of(x):
         return run(cotangent, x, mean, rstd, weight, bias, groups, silu, added, x_bias)
@@ -90,6 +84,38 @@ def group_norm_pull(
 @group_norm_pull.register_fake
 def _(cotangent: Tensor, x: Tensor, *rest: object) -> Tensor:
     return torch.empty_like(x)
+
+
+@torch.library.custom_op("rlsd::group_norm_pull_phases", mutates_args=())
+def group_norm_pull_phases(
+    cotangent: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    silu: bool,
+    added: Tensor | None = None,
+    x_bias: Tensor | None = None,
+) -> Tensor:
+    """interleave_pull of group_norm_pull, whose arguments it has: [B, 2 H, 2 W, C] -> [B, H + 1, W + 1, 4 C].
+
+    The phases are blocks of channels. Without gradients.
+    """
+    checks.pulled(cotangent, x, mean, rstd, weight, bias, groups, added, x_bias)
+    checks.interleaved(cotangent)
+    given = (cotangent, x, mean, rstd, weight, bias, groups, silu, added, x_bias)
+    if not _on_device(x):
+        return naive.group_norm_pull_phases(*given)
+    with torch.cuda.device_of(x):
+        return pull.group_norm_pull(*given, phases=True)
+
+
+@group_norm_pull_phases.register_fake
+def _(cotangent: Tensor, x: Tensor, *rest: object) -> Tensor:
+    batch, height, width, channels = x.shape
+    return x.new_empty(batch, height // 2 + 1, width // 2 + 1, 4 * channels)
 
 
 def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]

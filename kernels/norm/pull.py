@@ -5,6 +5,8 @@ Two launches with the same grid: sums over each group, then the cotangent of x.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -77,17 +79,33 @@ def _means(partial, sample, group, inside, member, groups, values, CHUNKS: tl.co
     return spread(plain, member), spread(projected, member)
 
 
-@triton.jit(do_not_specialize=[*SIZES, "x_biases", "silu", "add"])
+@triton.jit
+def _pixel_of(row, pixels, columns):  # type: ignore[no-untyped-def]
+    """The pixel of an image whose value is this row of an interleave's phases, -1 where there is none."""
+    across, place = columns // 2 + 1, row >> 2  # of shifts and bits: a division takes twenty instructions
+    line = (place.to(tl.uint32) // across.to(tl.uint32)).to(tl.int32)
+    above = 2 * line + ((row >> 1) & 1) - 1
+    beside = 2 * (place - line * across) + (row & 1) - 1
+    pixel = above * columns + beside
+    return tl.where((above >= 0) & (beside >= 0) & (beside < columns) & (pixel < pixels), pixel, -1)
+
+
+@triton.jit(do_not_specialize=[*SIZES, "x_biases", "silu", "add", "rows", "columns"])
 def pull_apply(  # type: ignore[no-untyped-def]
     cotangent, x, mean, rstd, weight, bias, x_bias, partial, added, out, pixels, channels, groups, size, width, chunk,
-    x_biases, silu, add,
+    x_biases, silu, add, rows, columns,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, GROUPS: tl.constexpr, ALIGN: tl.constexpr, CHUNKS: tl.constexpr,
+    PHASES: tl.constexpr,
 ):  # fmt: skip
-    """out [samples, pixels, channels], with `added` if `add` is 1; if 0, it is not read. Backwards, as `apply`."""
+    """out [samples, rows, channels], with `added` if `add` is 1; if 0, it is not read. Backwards, as `apply`.
+
+    rows: pixels; or with PHASES those of the phases of an image of `columns`, see naive.interleave_pull: zeros where
+    no pixel is. chunk: of these rows, as many chunks as there are partial results.
+    """
     channel, inside, group, group_inside, member = block_of(width, channels, size, BLOCK, GROUPS, ALIGN)
     sample = (tl.num_programs(2) - 1 - tl.program_id(2)).to(tl.int64)
     first = (tl.num_programs(1) - 1 - tl.program_id(1)) * chunk
-    last = tl.minimum(first + chunk, pixels)
+    last = tl.minimum(first + chunk, rows)
     m, r, w, b = per_channel(
         mean, rstd, weight, bias, x_bias, sample, channel, inside, channels, groups, size, x_biases
     )
@@ -96,35 +114,47 @@ def pull_apply(  # type: ignore[no-untyped-def]
     scale, plain, projected = r * w, plain * r, projected * r * r
     steps = tl.cdiv(last - first, ROWS)
     for i in tl.range(0, steps, num_stages=3):
-        pixel = first + (steps - 1 - i) * ROWS + tl.arange(0, ROWS)
-        mask = (pixel < last)[:, None] & inside[None, :]
+        row = first + (steps - 1 - i) * ROWS + tl.arange(0, ROWS)
+        written = (row < last)[:, None] & inside[None, :]
+        pixel, mask = row, written
+        if PHASES:
+            pixel = _pixel_of(row, pixels, columns)
+            mask = written & (pixel >= 0)[:, None]
         offset = (sample * pixels + pixel)[:, None] * channels + channel[None, :]  # int64 [ROWS, BLOCK]
         centred = tl.load(x + offset, mask=mask, other=0.0).to(tl.float32) - m[None, :]
         given = tl.load(cotangent + offset, mask=mask, other=0.0).to(tl.float32)
-        wanted = (pixel < last * add)[:, None] & inside[None, :]
+        wanted = (row < last * add)[:, None] & inside[None, :]
+        if PHASES:
+            wanted = wanted & (pixel >= 0)[:, None]
         other = tl.load(added + offset, mask=wanted, other=0.0).to(tl.float32)
         given *= _slope(centred * scale[None, :] + b[None, :], silu)
         pulled = given * scale[None, :] - plain[None, :] - centred * projected[None, :] + other
-        tl.store(out + offset, pulled.to(out.dtype.element_ty), mask=mask)
+        if PHASES:
+            offset = (sample * rows + row)[:, None] * channels + channel[None, :]
+            pulled = tl.where(mask, pulled, 0.0)
+        tl.store(out + offset, pulled.to(out.dtype.element_ty), mask=written)
 
 
 def group_norm_pull(
     cotangent: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor, groups: int, silu: bool,
-    added: Tensor | None = None, x_bias: Tensor | None = None,
+    added: Tensor | None = None, x_bias: Tensor | None = None, phases: bool = False,
 ) -> Tensor:  # fmt: skip
-    """Launch both; arguments and result as in naive.group_norm_pull."""
-    samples, channels = x.shape[0], x.shape[-1]
-    pixels = x.shape[1] * x.shape[2]
+    """Launch both; arguments and result as in naive.group_norm_pull, with `phases` in group_norm_pull_phases."""
+    samples, height, columns, channels = x.shape
+    pixels = height * columns
     divided = tiles.divide(samples, pixels, channels, groups, x.element_size())
     partial = torch.empty(samples, divided.grid[1], 2, groups, device=x.device)
-    out = torch.empty_like(x)
-    sizes = (pixels, channels, groups, channels // groups, divided.width, divided.chunk)
+    shape = (samples, height // 2 + 1, columns // 2 + 1, 4 * channels) if phases else tuple(x.shape)
+    out = torch.empty(shape, dtype=x.dtype, device=x.device)
+    rows_out = math.prod(shape[1:]) // channels
+    part = triton.cdiv(rows_out, divided.grid[1] * divided.rows) * divided.rows  # of `rows_out` a program
+    sizes = (pixels, channels, groups, channels // groups, divided.width)
     constants = {"ROWS": divided.rows, "BLOCK": divided.block, "GROUPS": tiles.GROUPS, "ALIGN": divided.align}
     row, rows = tiles.rows_of(x_bias, x)
     given = (cotangent, x, mean, rstd, weight, bias, row, partial)
-    pull_sums[divided.grid](*given, *sizes, rows, int(silu), **constants, num_warps=tiles.WARPS)
+    pull_sums[divided.grid](*given, *sizes, divided.chunk, rows, int(silu), **constants, num_warps=tiles.WARPS)
     pull_apply[divided.grid](
-        *given, x if added is None else added, out, *sizes, rows, int(silu), int(added is not None), **constants,
-        CHUNKS=tiles.CHUNKS, num_warps=tiles.WARPS,
+        *given, x if added is None else added, out, *sizes, part, rows, int(silu), int(added is not None), rows_out,
+        columns, **constants, CHUNKS=tiles.CHUNKS, PHASES=phases, num_warps=tiles.WARPS,
     )  # fmt: skip
     return out
