@@ -102,7 +102,7 @@ def peak_bytes(graph_module: fx.GraphModule) -> int:
     for node in graph.nodes:
         if node.op != "call_function":
             continue
-        size[node] = 0 if node in outputs or node.target in _VIEWS else _bytes(node.meta.get("val")) or _taps(node)
+        size[node] = 0 if node in outputs or node.target in _VIEWS else _bytes(node.meta.get("val"))
         held += size[node]
         peak = max(peak, held)
         for source in node.all_input_nodes:
@@ -110,14 +110,6 @@ def peak_bytes(graph_module: fx.GraphModule) -> int:
             if users[source] == 0:
                 held -= size.get(source, 0)
     return peak
-
-
-def _taps(node: fx.Node) -> int:
-    """Bytes of taps, which are unlike anything that is there already, as other operators' several results are not."""
-    ours = torch.ops.rlsd
-    if node.target not in (ours.group_norm_taps.default, ours.add_group_norm_taps.default):
-        return 0
-    return sum(_bytes(user.meta.get("val")) for user in node.users if user.args[1] == 0)
 
 
 _VIEWS = {

@@ -28,10 +28,10 @@ def fuse_narrow(graph_module: fx.GraphModule) -> None:
         plain = (list(stride), list(padding)) == ([1, 1], [1, 1])  # type: ignore[call-overload]
         if kernel is None or not plain or kernel.shape[1:3] != (3, 3) or kernel.dtype == torch.float32:
             continue
-        many, _, _, few = kernel.shape
-        if _is_narrow(few) and many % ops.LANES == 0:
+        results, _, _, channels = kernel.shape
+        if _is_narrow(channels) and results % ops.LANES == 0:
             _from_few(graph_module, node, kernel)
-        elif _is_narrow(many) and few % ops.LANES == 0 and few >= SAVING * many:
+        elif _is_narrow(results) and channels % ops.LANES == 0 and channels >= SAVING * results:
             _to_few(graph_module, node, kernel)
     graph_module.graph.eliminate_dead_code()
     graph_module.recompile()
@@ -84,11 +84,15 @@ def _to_few(graph_module: fx.GraphModule, node: fx.Node, kernel: Tensor) -> None
         target = ours.add_group_norm_taps.default
     with graph.inserting_before(norm):
         fused = graph.call_function(target, (*given, columns, planes, groups, epsilon, silu, x_bias))
+    value, source = node.meta["val"], norm.args[0].meta["val"]  # type: ignore[union-attr]
+    kind = ops.precise(value.dtype)
+    taps = value.new_empty(value.shape[0], 9 * planes, *value.shape[1:3], dtype=kind)
+    statistic = value.new_empty(value.shape[0], groups, dtype=kind)
+    totals = [source] if target == ours.add_group_norm_taps.default else []
+    fused.meta["val"] = (taps, statistic, statistic, *totals)
     for user in [*norm.users]:
         user.replace_input_with(norm, fused)
-    value = node.meta["val"]
-    shape, kind = (value.shape[0], 9 * planes, *value.shape[1:3]), ops.precise(value.dtype)
-    x.meta["val"] = value.new_empty(shape, dtype=kind)  # type: ignore[union-attr] # the taps, once the normalised value
+    x.meta["val"] = taps  # type: ignore[union-attr] # once the normalised value
     added = add_buffer(graph_module, node, "narrow_bias", row)
     with graph.inserting_before(node):
         image = graph.call_function(ours.sum_taps.default, (x, added))
@@ -107,6 +111,8 @@ def _norm_of(x: object) -> fx.Node | None:
         return None
     norm = x.args[0]
     assert isinstance(norm, fx.Node)
+    if any(user is not x and user.args[1] == 0 for user in norm.users):
+        return None
     if norm.target == torch.ops.rlsd.group_norm.default:
         last = arguments(norm, *[None] * 6, False)[6]
     else:

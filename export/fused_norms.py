@@ -1,6 +1,6 @@
 """Exact rewrite of a transformer's LayerNorm: the sum before it, biases and all, is made in the same pass.
 
-For networks that are never pulled back: the operator has no gradient.
+For graphs that are not pulled back any more: the operator has no gradient.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ def _fuse(graph_module: fx.GraphModule, node: fx.Node, x, weight, bias, epsilon:
         fused = graph.call_function(torch.ops.rlsd.add_layer_norm.default, (source, *rows, epsilon, residual))
         y, total = (graph.call_function(operator.getitem, (fused, place)) for place in (0, 1))
     total.meta["val"] = x.meta["val"]
+    fused.meta["val"] = (x.meta["val"], x.meta["val"])
     for user in [user for user in x.users if user is not fused]:
         user.replace_input_with(x, total)
     replace(node, y)

@@ -1,7 +1,7 @@
 """Torch operators that leave the exporter as one node, or two, of what ONNX Runtime has for CUDA.
 
-`conv_nhwc`, `linear`, `attention`, `layer_norm` and `gelu` carry their pull-backs; `geglu` stands in noise predictors
-only, which need none.
+`conv_nhwc`, `linear`, `attention`, `wide_attention`, `layer_norm` and `gelu` carry their pull-backs; `geglu` stands in
+noise predictors only, which need none.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from rlsd.export.check import CheckError
 from rlsd.export.ops import LANES
 from rlsd.kernels.norm.tiles import divide
 
-LARGEST_GROUP = 128  # engine/src/device_ops.cpp: Division
+LARGEST_GROUP = 128  # engine/src/device_division.h: Division
 PULLED_BLOCK = 64  # rlsd.kernels.norm has the pull-back for these lanes alone
 
 

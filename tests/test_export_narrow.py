@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import checkpoints
@@ -9,15 +10,18 @@ import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
+from diffusers import UNet2DConditionModel  # noqa: E402
 from torch import fx, nn  # noqa: E402
 
-from rlsd.export import census, checkpoint, cuda  # noqa: E402
+from rlsd.export import census, checkpoint, cuda, islands  # noqa: E402
+from rlsd.export.diffusers_unet import Denoiser  # noqa: E402
 from rlsd.export.fused_narrow import fuse_narrow  # noqa: E402
 from rlsd.export.fused_norms import fuse_layer_norms  # noqa: E402
 from rlsd.export.fused_sums import fuse_pulled_sums  # noqa: E402
 from rlsd.export.onnx_graph import to_onnx  # noqa: E402
 from rlsd.export.package import Networks  # noqa: E402
 from rlsd.export.pullback import split  # noqa: E402
+from rlsd.export.tabulate import tabulate  # noqa: E402
 from rlsd.export.trace import CUDA_REWRITES, REWRITES, to_aten  # noqa: E402
 
 OURS = torch.ops.rlsd
@@ -68,6 +72,23 @@ def test_the_denoiser_stays_as_it_is(networks: Networks) -> None:
     want, (_, _, others) = graph(*args), found(graph)
     fuse_narrow(graph)
     assert found(graph) == [1, 0, others - 1]
+    assert torch.allclose(graph(*args), want, rtol=0, atol=1e-11)
+
+
+def test_a_denoiser_of_as_many_channels_as_the_published_ones() -> None:
+    """Whose last convolution is rewritten, too."""
+    unet = UNet2DConditionModel(
+        sample_size=8, block_out_channels=(80, 80), layers_per_block=1, norm_num_groups=8, cross_attention_dim=16,
+        attention_head_dim=8, down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"), mid_block_type=None,
+    ).double()  # fmt: skip
+    denoiser = Denoiser(unet, torch.linspace(0.99, 0.01, 1000).double(), "epsilon")
+    args = [torch.randn(2, 4, 8, 8).double(), torch.tensor([3, 998]), torch.randn(2, 5, 16).double()]
+    graph = to_aten(denoiser, args, ALL)
+    want, (_, _, others) = graph(*args), found(graph)
+    fuse_narrow(graph)
+    assert found(graph) == [1, 1, others - 2]
+    tabulate(graph, 1, 1000, {})
     assert torch.allclose(graph(*args), want, rtol=0, atol=1e-11)
 
 
@@ -134,10 +155,28 @@ def test_what_is_rewritten(make: Callable[[], nn.Module], wanted: list[int]) -> 
 
 
 def test_float32_stays() -> None:
+    """In a module of it, and in an island among halves: a GroupNorm, or the convolution behind it."""
     x = torch.randn(2, 3, 6, 8)
     graph = to_aten(Block(), [x], ALL)
     fuse_narrow(graph)
     assert found(graph) == [0, 0, 2]
+    module = Block()
+    want = module(x)
+    for target in (OURS.group_norm.default, OURS.conv_nhwc.default):
+        graph = to_aten(copy.deepcopy(module).half(), [x.half()], ALL)
+        large = [node.name for node in graph.graph.nodes if node.target == target][-1]
+        islands.keep_precise(graph, frozenset({large}))
+        fuse_narrow(graph)
+        assert found(graph) == [1, 0, 1]
+        got = graph(x.half()).float()
+        assert (got - want).norm() <= 2e-3 * want.norm()
+
+
+def test_taps_alone_ask_for_no_kernels_in_float32() -> None:
+    x = torch.randn(2, 3, 6, 8).half()
+    graph = to_aten(Block().half(), [x], ALL)
+    fuse_narrow(graph)
+    assert found(graph) == [1, 1, 0] and not any(map(cuda._wants_precise_kernel, graph.graph.nodes))
 
 
 @pytest.mark.parametrize("make", [Block, lambda: Block(4, bias=False, channels=80), Summed])
@@ -153,6 +192,24 @@ def test_graphs_in_halves_do_it_on_a_cpu_too(make: Callable[[], nn.Module]) -> N
     assert (got - want).norm() <= 2e-3 * want.norm()
 
 
+class Residual(Block):
+    """A sum before the GroupNorm."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        return self.last(nn.functional.silu(self.norm(y + nn.functional.silu(y))))
+
+
+def test_work_behind_a_sum() -> None:
+    x = torch.randn(2, 3, 6, 8).double()
+    graph = to_aten(Residual().double(), [x], ALL)
+    want, work = graph(x), census.operations(graph)
+    fuse_narrow(graph)
+    assert [node for node in graph.graph.nodes if node.target == OURS.add_group_norm_taps.default]
+    assert census.operations(graph) == work == 2 * 2 * 2 * 6 * 8 * 9 * 3 * 64
+    assert torch.allclose(graph(x), want, rtol=0, atol=1e-12)
+
+
 def test_work_and_bytes_by_hand() -> None:
     x, pixels = torch.randn(2, 3, 6, 8).half(), 2 * 6 * 8
     graph = to_aten(Block().half(), [x], ALL)
@@ -161,7 +218,8 @@ def test_work_and_bytes_by_hand() -> None:
     assert census.operations(graph) == work == 2 * 2 * pixels * 9 * 3 * 64
     halves, floats = 2, 4
     first = halves * (pixels * 3 + 32 * 64 + pixels * 64)  # the bias is the GroupNorm's
-    taps = halves * (2 * pixels * 64 + 64 + 64 * 32) + floats * (2 * 64 + 27 * pixels)
+    taps = halves * (2 * pixels * 64 + 64 + 64 * 32) + floats * (2 * 64 + 2 * 2 * 4 + 27 * pixels)
     last = floats * 27 * pixels + halves * (3 + 3 * pixels)
     assert census.moved_bytes(graph) == first + taps + last
-    assert census.peak_bytes(graph) == halves * pixels * 64 + floats * 27 * pixels  # beside the first result the taps
+    peak = halves * pixels * 64 + floats * (2 * 2 * 4 + 27 * pixels)  # the taps beside what was normalised
+    assert census.peak_bytes(graph) == peak

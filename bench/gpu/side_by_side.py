@@ -30,15 +30,16 @@ def side_by_side(subject: Subject, particles: int, steps: int = STEPS) -> list[L
     common: Line = {"section": "G", "case": case, "network": subject.name, "particles": particles}
     bench, params = subject.bench, replace(PARAMS, steps=steps)
     work = [replace(job(subject.engine.image_shape, particles // 2, params), item=item) for item in range(2)]
-    free()
     try:
+        allowed = subject.allowed(particles)  # PyTorch needs memory for it
+        free()
         with bench.open(subject.bundle) as other, ThreadPoolExecutor(2) as threads:
             runs = ways((subject.engine, other), threads)
             short = [replace(each, params=replace(params, steps=CHECKED_STEPS + 1)) for each in work]
             for engine, each in zip((subject.engine, other), short):
                 engine.reconstruct([each])  # graphs are recorded while nobody else runs
             both = [run(short) for run in runs.values()]
-            error, equal = differences(both[1], both[0], subject.allowed(particles))
+            error, equal = differences(both[1], both[0], allowed)
             timed = {name: lambda run=run: run(work) for name, run in runs.items()}  # type: ignore[misc]
             times = measure.interleaved(timed, bench.rounds, Clock(bench.device, whole=True), bench.limit)
     except Exception as problem:

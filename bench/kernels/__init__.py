@@ -16,7 +16,7 @@ class Case:
     make(device) -> arguments, seeded. ours(*arguments) and plain(*arguments) -> a tensor or a tuple of tensors; plain
     is the definition, which also runs in float64 (every floating-point argument doubled) as the reference.
     moved: the bytes that must cross memory (each input read and each output written once); operations: floating-point
-    operations that the definition needs.
+    operations that the definition needs. halves: they are products of halves, with the peak of these.
     """
 
     name: str
@@ -25,3 +25,4 @@ class Case:
     plain: Callable[..., Any]
     moved: int
     operations: int
+    halves: bool = False

@@ -5,7 +5,8 @@
 Each case first has to be right: against its definition in float64 it may err at most twice as much as the definition
 in the case's own precision. Then the three run in turn, with the second-level cache flushed before each, timed with
 CUDA events. One JSON line a case in bench/results/kernels-cuda.jsonl, with its share of the roofline: the larger of
-bytes / measured copy bandwidth and operations / measured float32 peak, over the median time.
+bytes / measured copy bandwidth and operations / measured peak (of float32, or of products of halves where the kernel
+makes such), over the median time.
 
 On a CPU (--device cpu --out FILE), to rehearse, plain definitions stand in for the kernels of all rooms but step.
 """
@@ -83,7 +84,7 @@ def measured(case: Case, device: torch.device, rounds: int, roof: Roof, compile_
         compiled = torch.compile(case.plain, mode="max-autotune-no-cudagraphs", dynamic=False)
         runs["compiled"] = lambda: compiled(*arguments)
     times = {name: milliseconds(values) for name, values in seconds(runs, Clock(device, flush=True), rounds).items()}
-    least = roof.seconds(case.operations, case.moved, halves=False) * 1e3
+    least = roof.seconds(case.operations, case.moved, halves=case.halves) * 1e3
     ours = times["ours"]["median"]
     return {
         "case": case.name,

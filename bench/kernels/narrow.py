@@ -71,12 +71,12 @@ def _cases(batch: int) -> list[Case]:
         pixels, title = batch * side * side, f"conv {few} to {many} channels {batch}x{side}x{side}"
         moved = HALF * (pixels * (few + many) + 9 * few * many)
         make = lambda device, at=(batch, few, many, side): _from_few(device, *at)  # noqa: E731
-        found.append(Case(title, make, _wide, _plain_wide, moved, 2 * 9 * few * many * pixels))  # type: ignore[arg-type]
+        found.append(Case(title, make, _wide, _plain_wide, moved, 2 * 9 * few * many * pixels, True))  # type: ignore[arg-type]
     for many, few, side in TO_FEW:
         pixels, title = batch * side * side, f"GroupNorm+SiLU+conv {many} to {few} channels {batch}x{side}x{side}"
         moved = HALF * (pixels * (few + many) + 9 * few * many + few) + 2 * FLOAT * many
         make = lambda device, at=(batch, many, few, side): _to_few(device, *at)  # noqa: E731
-        found.append(Case(title, make, _planes, _plain_planes, moved, (2 * 9 * few + 12) * many * pixels))  # type: ignore[arg-type]
+        found.append(Case(title, make, _planes, _plain_planes, moved, 2 * 9 * few * many * pixels, True))  # type: ignore[arg-type]
     return found
 
 

@@ -7,16 +7,11 @@ namespace {
 
 constexpr std::int64_t taps = 9;
 
-// Of the matrix of `narrow` channels; 0 where there are too few or too many.
-std::int64_t columns_of(std::int64_t narrow) {
-    if (narrow < 1 || taps * narrow > 64) return 0;
-    return taps * narrow <= 32 ? 32 : 64;
-}
-
+// Of the matrix of `narrow` channels: kernels/narrow/triton_kernels.py, columns.
 std::int64_t columns_of(std::int64_t narrow, const std::string &name) {
-    const std::int64_t columns = columns_of(narrow);
-    if (columns == 0) throw OperatorError(name + ": " + std::to_string(narrow) + " channels are not between 1 and 7");
-    return columns;
+    if (narrow < 1 || taps * narrow > 64)
+        throw OperatorError(name + ": " + std::to_string(narrow) + " channels are not between 1 and 7");
+    return taps * narrow <= 32 ? 32 : 64;
 }
 
 // `at`: of the GroupNorm's weight among the inputs. total: what is normalised, which the statistics have read.
@@ -52,10 +47,12 @@ void narrow_conv(const DeviceNode &node, OrtKernelContext *context) {
                             ", four axes and two are needed, none of them empty");
     const bool first = node.channels_first != 0;
     const std::int64_t narrow = x.size[first ? 1 : 3], height = x.size[first ? 2 : 1], width = x.size[first ? 3 : 2];
-    const std::int64_t columns = columns_of(narrow, node.name), channels = channels_of(matrix, node.name);
-    const cuda::Kernel &kernel = call.kernel("narrow_conv_" + std::to_string(columns));
+    const std::int64_t columns = columns_of(narrow, node.name), channels = matrix.size[1];
+    if (channels == 0 || channels % lanes_at_once != 0)
+        throw OperatorError(node.name + ": the kernel has shape " + matrix.text() + ", a multiple of 16 channels is needed");
     const DevicePointer weight = call.at(1, {{columns, channels}, 2}),
                         bias = call.has(2) ? call.at(2, {{channels}, 1}) : node.op->shared->scratch.at();
+    const cuda::Kernel &kernel = call.kernel("narrow_conv_" + std::to_string(columns));
     const cuda::Grid grid{ceil_div(height * width, kernel.constant("ROWS")) * ceil_div(channels, kernel.constant("BLOCK")),
                           x.size[0]};
     kernel.launch(grid, {call.at(0), weight, bias, call.out(0, {{x.size[0], height, width, channels}, 4}), small(height),

@@ -91,7 +91,7 @@ def taps_kernel(  # type: ignore[no-untyped-def]
     sample = tl.program_id(1).to(tl.int64)
     column = tl.arange(0, TAPS)
     total = tl.zeros([ROWS, TAPS], tl.float32)
-    for start in tl.range(0, channels, BLOCK):
+    for start in tl.range(0, channels, BLOCK, num_stages=1):  # few turns: nothing to fetch ahead
         channel = start + tl.arange(0, BLOCK)
         inside = channel < channels
         m, r, w, b = per_channel(

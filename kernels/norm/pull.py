@@ -81,13 +81,14 @@ def _means(partial, sample, group, inside, member, groups, values, CHUNKS: tl.co
 
 @triton.jit
 def _pixel_of(row, pixels, columns):  # type: ignore[no-untyped-def]
-    """The pixel of an image whose value is this row of an interleave's phases, -1 where there is none."""
-    across, place = columns // 2 + 1, row >> 2  # of shifts and bits: a division takes twenty instructions
+    """The pixel of an image whose value is this row of an interleave's phases, and whether there is one."""
+    across, place = columns // 2 + 1, row >> 2
     line = (place.to(tl.uint32) // across.to(tl.uint32)).to(tl.int32)
     above = 2 * line + ((row >> 1) & 1) - 1
     beside = 2 * (place - line * across) + (row & 1) - 1
-    pixel = above * columns + beside
-    return tl.where((above >= 0) & (beside >= 0) & (beside < columns) & (pixel < pixels), pixel, -1)
+    # Without a sign, -1 is large: two comparisons instead of four.
+    covered = (above.to(tl.uint32) < (pixels // columns).to(tl.uint32)) & (beside.to(tl.uint32) < columns.to(tl.uint32))
+    return above * columns + beside, covered
 
 
 @triton.jit(do_not_specialize=[*SIZES, "x_biases", "silu", "add", "rows", "columns"])
@@ -118,14 +119,14 @@ def pull_apply(  # type: ignore[no-untyped-def]
         written = (row < last)[:, None] & inside[None, :]
         pixel, mask = row, written
         if PHASES:
-            pixel = _pixel_of(row, pixels, columns)
-            mask = written & (pixel >= 0)[:, None]
+            pixel, covered = _pixel_of(row, pixels, columns)
+            mask = written & covered[:, None]
         offset = (sample * pixels + pixel)[:, None] * channels + channel[None, :]  # int64 [ROWS, BLOCK]
         centred = tl.load(x + offset, mask=mask, other=0.0).to(tl.float32) - m[None, :]
         given = tl.load(cotangent + offset, mask=mask, other=0.0).to(tl.float32)
         wanted = (row < last * add)[:, None] & inside[None, :]
         if PHASES:
-            wanted = wanted & (pixel >= 0)[:, None]
+            wanted = wanted & covered[:, None]
         other = tl.load(added + offset, mask=wanted, other=0.0).to(tl.float32)
         given *= _slope(centred * scale[None, :] + b[None, :], silu)
         pulled = given * scale[None, :] - plain[None, :] - centred * projected[None, :] + other
