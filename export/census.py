@@ -90,26 +90,47 @@ def _value(node: fx.Node) -> object:
 
 
 def peak_bytes(graph_module: fx.GraphModule) -> int:
-    """The most that a run holds at once of what is neither input, output nor weight, each until its last use.
+    """The size of one block for all that a run holds of what is neither input, output nor weight.
 
-    Views take nothing of their own. It is what a graph of as many kernels needs at least; a library's own workspaces
-    come on top.
+    Each value lies in the smallest gap that holds it, from where it is made to its last use, as ONNX Runtime plans it;
+    a view takes nothing, and keeps what it shows. A library's own workspaces come on top.
     """
-    graph = graph_module.graph
-    outputs = {node for node in graph.find_nodes(op="output")[0].all_input_nodes}
-    held, peak = 0, 0
-    size, users = {}, {node: len(node.users) for node in graph.nodes}
-    for node in graph.nodes:
-        if node.op != "call_function":
-            continue
-        size[node] = 0 if node in outputs or node.target in _VIEWS else _bytes(node.meta.get("val"))
-        held += size[node]
-        peak = max(peak, held)
-        for source in node.all_input_nodes:
-            users[source] -= 1
-            if users[source] == 0:
-                held -= size.get(source, 0)
+    nodes = list(graph_module.graph.nodes)
+    outputs = set(graph_module.graph.find_nodes(op="output")[0].all_input_nodes)
+    shown: dict[fx.Node, fx.Node] = {}
+    for node in nodes:
+        is_view = node.target in _VIEWS and node.target is not operator.getitem
+        shown[node] = shown[node.args[0]] if is_view else node  # type: ignore[index]
+    until = {shown[source]: place for place, node in enumerate(nodes) for source in node.all_input_nodes}
+    held: list[tuple[int, int, fx.Node]] = []  # where it begins and ends, in that order
+    peak = 0
+    for place, node in enumerate(nodes):
+        for value in _results(node):
+            size = _bytes(value.meta.get("val"))
+            if size > 0 and value in until and value not in outputs:
+                start = _smallest_gap(held, size)
+                held = sorted([*held, (start, start + size, value)], key=operator.itemgetter(0))
+                peak = max(peak, start + size)
+        held = [each for each in held if until[each[2]] > place]
     return peak
+
+
+def _results(node: fx.Node) -> list[fx.Node]:
+    """The values that a node makes: itself, or those of its several results that somebody takes."""
+    if node.op != "call_function" or node.target in _VIEWS:
+        return []
+    parts = [user for user in node.users if user.target is operator.getitem]
+    return parts or [node]
+
+
+def _smallest_gap(held: Sequence[tuple[int, int, object]], size: int) -> int:
+    """Where `size` bytes fit most closely between what is held, or behind it."""
+    end, gaps = 0, []
+    for start, stop, _ in held:
+        if start - end >= size:
+            gaps.append((start - end, end))
+        end = max(end, stop)
+    return min(gaps)[1] if gaps else end
 
 
 _VIEWS = {
