@@ -62,13 +62,20 @@ void pull(const DeviceNode &node, OrtKernelContext *context, bool phases) {
                                           groups, size, width, chunk, x_bias.rows, silu},
                                call.stream());
     const Shape out = phases ? Shape{{x.size[0], x.size[1] / 2 + 1, x.size[2] / 2 + 1, 4 * d.channels}, 4} : x;
-    const std::int64_t rows = product(out, 1, out.rank) / d.channels;
-    const std::int32_t columns = phases ? small(x.size[2]) : 0;
-    const cuda::Kernel &last = call.kernel((phases ? "group_norm_pull_phases_" : "group_norm_pull_apply_") + std::to_string(d.block));
-    const std::int64_t tile = last.constant("ROWS"), part = ceil_div(rows, d.chunks * tile) * tile;  // as kernels/norm/pull.py
-    last.launch(d.grid(), {cotangent, value, mean, rstd, weight, bias, x_bias.at, partial, added, call.out(0, out), pixels,
-                           channels, groups, size, width, small(part), x_bias.rows, silu, std::int32_t(call.has(6)),
-                           small(rows), columns},
+    const DevicePointer pulled = call.out(0, out);
+    const std::int32_t add = std::int32_t(call.has(6));
+    if (!phases) {
+        call.kernel("group_norm_pull_apply_" + std::to_string(d.block))
+            .launch(d.grid(), {cotangent, value, mean, rstd, weight, bias, x_bias.at, partial, added, pulled, pixels, channels,
+                               groups, size, width, chunk, x_bias.rows, silu, add},
+                    call.stream());
+        return;
+    }
+    const cuda::Kernel &last = call.kernel("group_norm_pull_phases_" + std::to_string(d.block));
+    const std::int64_t rows = product(out, 1, out.rank) / d.channels, tile = last.constant("ROWS");
+    const std::int64_t part = ceil_div(rows, d.chunks * tile) * tile;  // as in kernels/norm/pull.py
+    last.launch(d.grid(), {cotangent, value, mean, rstd, weight, bias, x_bias.at, partial, added, pulled, pixels, channels, groups,
+                           size, width, small(part), x_bias.rows, silu, add, small(rows), small(x.size[2])},
                 call.stream());
 }
 

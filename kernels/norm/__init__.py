@@ -76,7 +76,8 @@ def _kernels(kind: str) -> list[Kernel]:
     pulled = {
         "cotangent": data, "x": data, "mean": _FLOAT, "rstd": _FLOAT, **_AFFINE, "x_bias": data, "partial": _FLOAT,
     }  # fmt: skip
-    added = {**pulled, "added": data, "out": data, **sizes, **_SILU, **dict.fromkeys(("add", "rows", "columns"), "i32")}
+    added = {**pulled, "added": data, "out": data, **sizes, **_SILU, "add": "i32"}
+    phases = {**added, "rows": "i32", "columns": "i32"}
     epilogue = {
         "x": data, "bias": _FLOAT, "residual": data, "y": data, "pixels": "i32", "channels": "i32:16", "add": "i32",
         **_SILU,
@@ -89,9 +90,11 @@ def _kernels(kind: str) -> list[Kernel]:
         ),
         *(_norm("group_norm_apply", kind, forward.apply, apply, n, **chunks) for n in (64, 128)),
         _norm("group_norm_pull_sums", kind, pull.pull_sums, {**pulled, **sizes, **_SILU}, 64),
+        _norm("group_norm_pull_apply", kind, pull.pull_apply, added, 64, **chunks, PHASES=False, rows=0, columns=0),
         *(
-            _norm(f"group_norm_pull_{name}", kind, pull.pull_apply, added, 64, **chunks, PHASES=name == "phases")
-            for name in ("apply", "phases")[: 2 if kind == "fp16" else 1]  # islands of float32 do without
+            [_norm("group_norm_pull_phases", kind, pull.pull_apply, phases, 64, **chunks, PHASES=True)]
+            if kind == "fp16"  # islands of float32 do without
+            else []
         ),
         _copy("bias_residual", kind, elementwise.bias_residual_kernel, epilogue),
         _copy(

@@ -98,15 +98,15 @@ def pull_apply(  # type: ignore[no-untyped-def]
     ROWS: tl.constexpr, BLOCK: tl.constexpr, GROUPS: tl.constexpr, ALIGN: tl.constexpr, CHUNKS: tl.constexpr,
     PHASES: tl.constexpr,
 ):  # fmt: skip
-    """out [samples, rows, channels], with `added` if `add` is 1; if 0, it is not read. Backwards, as `apply`.
+    """out [samples, pixels, channels], with `added` if `add` is 1; if 0, it is not read. Backwards, as `apply`.
 
-    rows: pixels; or with PHASES those of the phases of an image of `columns`, see naive.interleave_pull: zeros where
-    no pixel is. chunk: of these rows, as many chunks as there are partial results.
+    With PHASES [samples, rows, channels], the phases of an image of `columns`, see naive.interleave_pull: zeros where
+    no pixel is. chunk is of these rows then, as many chunks as there are partial results.
     """
     channel, inside, group, group_inside, member = block_of(width, channels, size, BLOCK, GROUPS, ALIGN)
     sample = (tl.num_programs(2) - 1 - tl.program_id(2)).to(tl.int64)
     first = (tl.num_programs(1) - 1 - tl.program_id(1)) * chunk
-    last = tl.minimum(first + chunk, rows)
+    last = tl.minimum(first + chunk, rows if PHASES else pixels)
     m, r, w, b = per_channel(
         mean, rstd, weight, bias, x_bias, sample, channel, inside, channels, groups, size, x_biases
     )
