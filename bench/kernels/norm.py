@@ -124,6 +124,10 @@ def _other_cases(batch: int) -> list[Case]:
         moved = _interleave_bytes(*at)
         cases.append(_case("interleave", at, _phases, norm.interleave, naive.interleave, moved, 0))
         cases.append(_case("interleave pull", at, _image, norm.interleave_pull, naive.interleave_pull, moved, 0))
+        image = (batch, channels, 2 * side)
+        both = norm.group_norm_pull_phases, naive.group_norm_pull_phases
+        moved += _norm_bytes(2, *image)  # three tensors are read; what would be the fourth is the phases
+        cases.append(_case("GroupNorm+SiLU pull to phases", image, _pull, *both, moved, PULL_OPERATIONS))
     return cases
 
 
