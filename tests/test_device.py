@@ -205,7 +205,7 @@ import checkpoints
 from rlsd.export import checkpoint, cuda
 from rlsd.export.package import package
 folder = Path(sys.argv[1])
-source = checkpoints.stable_diffusion(folder / "sd", text=False)
+source = checkpoints.stable_diffusion(folder / "sd", text=False, block_out_channels=checkpoints.WIDE_END)
 checkpoints.vision_transformer(source / "features")
 for write, options in ((package, {}), (cuda.package_cuda, {"architectures": []})):
     networks = checkpoint.load(source, (32, 32), ["inpainting"], source / "features")
@@ -239,7 +239,8 @@ def test_stable_diffusion_through_our_kernels(fake, tmp_path):
         "add_group_norm_statistics_64_fp16",
         "group_norm_pull_apply_64_fp16",
     } <= launched
-    assert {"bias_residual_fp16", "interleave_fp16", "interleave_pull_fp16"} <= launched
+    assert {"bias_residual_fp16", "interleave_fp16", "group_norm_pull_phases_64_fp16"} <= launched
+    assert {"narrow_conv_32_fp16", "narrow_conv_64_fp16", "group_norm_taps_32_fp16", "sum_taps_fp16"} <= launched
 
 
 def most_memory(log: list[str]) -> int:
