@@ -41,17 +41,10 @@ def _is_narrow(channels: int) -> bool:
     return 9 * channels <= narrow.COLUMNS[-1]
 
 
-def _filled(matrix: Tensor, channels: int, axis: int) -> Tensor:
-    """With as many rows (axis 0) or columns (axis 1) as the kernels take, the others zeros."""
-    shape = list(matrix.shape)
-    shape[axis] = narrow.columns(channels) - shape[axis]
-    return torch.cat([matrix, matrix.new_zeros(shape)], axis)
-
-
 def _from_few(graph_module: fx.GraphModule, node: fx.Node, kernel: Tensor) -> None:
     """Of an image that was transposed only for this, the kernel reads the planes."""
     x, _, bias, *_ = node.args
-    matrix = _filled(kernel.permute(1, 2, 3, 0).flatten(0, 2), kernel.shape[3], 0)
+    matrix = narrow.matrix_from_few(kernel.permute(FIRST))
     row = constant(graph_module, bias) if isinstance(bias, fx.Node) else None
     if (bias is None) != (row is None):
         return
@@ -74,8 +67,7 @@ def _to_few(graph_module: fx.GraphModule, node: fx.Node, kernel: Tensor) -> None
     if norm is None or row is None:
         return
     graph, ours = graph_module.graph, torch.ops.rlsd
-    matrix = _filled(kernel.permute(3, 1, 2, 0).flatten(1), planes, 1)
-    columns = add_buffer(graph_module, norm, "narrow_kernel", matrix)
+    columns = add_buffer(graph_module, norm, "narrow_kernel", narrow.matrix_to_few(kernel.permute(FIRST)))
     if norm.target == ours.group_norm.default:
         *given, groups, epsilon, silu, _, x_bias = arguments(norm, *[None] * 8)  # x, weight, bias first
         target = ours.group_norm_taps.default

@@ -177,7 +177,7 @@ def _wide_keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     ctx.mark_non_differentiable(output[1])
 
 
-def _wide_backward(ctx, cotangent, _probabilities):  # type: ignore[no-untyped-def]
+def _wide_backward(ctx, cotangent, _p):  # type: ignore[no-untyped-def]
     return _attention_pulled(*ctx.saved_tensors, cotangent)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -38,19 +38,26 @@ def arrivals(subject: Subject, jobs: int, particles: int, steps: int = STEPS) ->
     }
     runs["engine"]()  # with all its sizes of chunks, which the short jobs did not need
     times = measure.interleaved(runs, bench.rounds, Clock(bench.device, whole=True), bench.limit)
-    samples = jobs * particles * (steps - 1)
+    common |= {"error": error, "same_bytes": equal}
+    lines = rate_lines(subject, common, times, jobs * particles * (steps - 1))
+    lines[0]["at_most"] = round(at_most(jobs, steps), 3)
+    return lines
+
+
+def rate_lines(subject: Subject, common: Line, times: Mapping[str, list[float]], samples: int) -> list[Line]:
+    """A line for each way of running `samples` particle-steps, by its seconds a round; the first has the speedups."""
     # the least for these particle-steps: in runs of the largest batch, whoever asked for them
-    least = subject.work.least_seconds(bench.roof, samples)
+    least = subject.work.least_seconds(subject.bench.roof, samples)
     lines = []
     for name, values in times.items():
         rates = measure.quartiles([samples / value for value in values])
         lines.append(
             {
-                **common, "method": name, "unit": "particle-steps/s", **rates, "rounds": len(values), "error": error,
-                "same_bytes": equal, "roofline_share": round(rates["median"] * least / samples, 4),
+                **common, "method": name, "unit": "particle-steps/s", **rates, "rounds": len(values),
+                "roofline_share": round(rates["median"] * least / samples, 4),
             }
         )  # fmt: skip
-    lines[0] |= {"speedup": speedups(times), "at_most": round(at_most(jobs, steps), 3)}
+    lines[0]["speedup"] = speedups(times)
     return lines
 
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from rlsd.bench import measure
 from rlsd.bench.gpu import Line
-from rlsd.bench.gpu.arrivals import STEPS, differences
-from rlsd.bench.gpu.steps import speedups, without_figure
+from rlsd.bench.gpu.arrivals import STEPS, differences, rate_lines
+from rlsd.bench.gpu.steps import without_figure
 from rlsd.bench.gpu.subject import CHECKED_STEPS, Subject, free
 from rlsd.bench.gpu.timing import Clock
 from rlsd.bench.problem import PARAMS, job
@@ -44,19 +44,7 @@ def side_by_side(subject: Subject, particles: int, steps: int = STEPS) -> list[L
             times = measure.interleaved(timed, bench.rounds, Clock(bench.device, whole=True), bench.limit)
     except Exception as problem:
         return [{**common, "method": "engine", **without_figure(problem)}]
-    samples = particles * (steps - 1)
-    least = subject.work.least_seconds(bench.roof, particles) / particles
-    lines = []
-    for name, values in times.items():
-        rates = measure.quartiles([samples / value for value in values])
-        lines.append(
-            {
-                **common, "method": name, "unit": "particle-steps/s", **rates, "rounds": len(values), "error": error,
-                "same_bytes": equal, "roofline_share": round(rates["median"] * least, 4),
-            }
-        )  # fmt: skip
-    lines[0] |= {"speedup": speedups(times)}
-    return lines
+    return rate_lines(subject, common | {"error": error, "same_bytes": equal}, times, particles * (steps - 1))
 
 
 def ways(

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, group_norm, pad, silu
+from torch.nn.functional import conv2d, group_norm, silu
 
 from rlsd.bench.kernels import Case
 from rlsd.kernels import narrow
@@ -33,9 +33,7 @@ def _kernel(device: torch.device, many: int, few: int, seed: int) -> Tensor:
 
 def _from_few(device: torch.device, batch: int, few: int, many: int, side: int) -> Sequence[Any]:
     kernel = _kernel(device, many, few, 1)
-    matrix = kernel.permute(2, 3, 1, 0).flatten(0, 2)
-    filled = pad(matrix, (0, 0, 0, narrow.columns(few) - len(matrix))).contiguous()
-    return _random(device, batch, few, side, side).half(), filled, kernel
+    return _random(device, batch, few, side, side).half(), narrow.matrix_from_few(kernel), kernel
 
 
 def _wide(x: Tensor, matrix: Tensor, _kernel: Tensor) -> Tensor:
@@ -48,10 +46,9 @@ def _plain_wide(x: Tensor, _matrix: Tensor, kernel: Tensor) -> Tensor:
 
 def _to_few(device: torch.device, batch: int, many: int, few: int, side: int) -> Sequence[Any]:
     kernel = _kernel(device, few, many, 1)
-    matrix = kernel.permute(1, 2, 3, 0).flatten(1)
-    filled = pad(matrix, (0, narrow.columns(few) - matrix.shape[1])).contiguous()
     weight, bias = 1 + 0.1 * _random(device, many, seed=2), 0.1 * _random(device, many, seed=3)
-    return _random(device, batch, side, side, many).half(), weight, bias, filled, kernel, 0.1 * bias[:few].half()
+    x, matrix = _random(device, batch, side, side, many).half(), narrow.matrix_to_few(kernel)
+    return x, weight, bias, matrix, kernel, 0.1 * bias[:few].half()
 
 
 def _planes(x: Tensor, weight: Tensor, bias: Tensor, matrix: Tensor, _kernel: Tensor, shift: Tensor) -> Tensor:

@@ -10,9 +10,20 @@ from rlsd.kernels.narrow import triton_kernels as kernels
 from rlsd.kernels.narrow.ops import add_group_norm_taps, group_norm_taps, narrow_conv, sum_taps
 from rlsd.kernels.norm import tiles
 
-__all__ = ["COLUMNS", "KERNELS", "add_group_norm_taps", "columns", "group_norm_taps", "narrow_conv", "sum_taps"]
+__all__ = [
+    "COLUMNS",
+    "KERNELS",
+    "add_group_norm_taps",
+    "columns",
+    "group_norm_taps",
+    "matrix_from_few",
+    "matrix_to_few",
+    "narrow_conv",
+    "sum_taps",
+]
 
 columns, COLUMNS = kernels.columns, kernels.COLUMNS
+matrix_from_few, matrix_to_few = kernels.matrix_from_few, kernels.matrix_to_few
 
 _HALF, _FLOAT = "*fp16", "*fp32"
 _CONV = {"x": _HALF, "weight": _HALF, "bias": _FLOAT, "y": _HALF, "height": "i32", "width": "i32", "planes": "i32",

@@ -36,6 +36,18 @@ def columns(narrow: int) -> int:
     raise ValueError(f"{narrow} channels are not between 1 and {COLUMNS[-1] // 9}")
 
 
+def matrix_from_few(kernel: Tensor) -> Tensor:
+    """The kernel [O, I, 3, 3] of a convolution from few channels as narrow_conv takes it: [K, O], K of `columns`."""
+    matrix = kernel.permute(2, 3, 1, 0).flatten(0, 2)
+    return torch.nn.functional.pad(matrix, (0, 0, 0, columns(kernel.shape[1]) - len(matrix))).contiguous()
+
+
+def matrix_to_few(kernel: Tensor) -> Tensor:
+    """The kernel [P, C, 3, 3] of a convolution to few channels as group_norm_taps takes it: [C, K], K of `columns`."""
+    matrix = kernel.permute(1, 2, 3, 0).flatten(1)
+    return torch.nn.functional.pad(matrix, (0, columns(kernel.shape[0]) - matrix.shape[1])).contiguous()
+
+
 @triton.jit(do_not_specialize=["height", "width", "planes", "first", "add"])
 def narrow_conv_kernel(  # type: ignore[no-untyped-def]
     x, weight, bias, y, height, width, planes, channels, first, add,
