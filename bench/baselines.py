@@ -147,10 +147,11 @@ class TorchLoop:
             return torch.zeros_like(phi)
         difference = phi[:, None] - phi[None]
         distance = difference.square().sum(-1).sqrt()
-        others = ~torch.eye(self.particles, dtype=torch.bool, device=self.device)
-        median = distance[others].reshape(self.particles, -1).median(1).values
+        itself = torch.eye(self.particles, dtype=torch.bool, device=self.device)
+        ordered = distance.masked_fill(itself, math.inf).sort(1).values
+        median = ordered[:, (self.particles - 2) // 2]  # without a selection by a mask, which waits for the device
         bandwidth = median**2 / math.log(max(self.particles - 1, 2))
-        kernel = torch.exp(-(distance**2) / bandwidth[:, None]) * others
+        kernel = torch.exp(-(distance**2) / bandwidth[:, None]) * ~itself
         return (2 * kernel / bandwidth[:, None])[..., None].mul(difference).sum(1) / kernel.sum(1, keepdim=True)
 
     def _step_x(self, decoded: Tensor) -> None:

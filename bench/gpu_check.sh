@@ -3,7 +3,8 @@
 # kernels and engine on the device, then times the kernels and the engine against PyTorch (bench/gpu/__main__.py says
 # what). Lines for `rlsd bench --report` go to bench/results. What is exported and compiled on the way stays in
 # build/gpu, so that a second run has time for what the first had to leave out; torch.compile's max-autotune alone takes
-# longer than that: python -m rlsd.bench.gpu --minutes 30 has time for it.
+# longer than that: python -m rlsd.bench.gpu --minutes 30 has time for it, or several runs with --compile-seconds 0, of
+# which each goes on from what the one before compiled.
 #
 #     bench/gpu_check.sh [arguments of rlsd.bench.gpu, say --networks sd15]
 #     bench/gpu_check.sh --rehearse [...]    the same road on a CPU at toy sizes; no figure is kept
@@ -57,7 +58,6 @@ unset TRITON_INTERPRET  # with it the kernels would run in the interpreter, and 
     echo "bench/gpu_check.sh: this PyTorch has no CUDA" >&2
     exit 2
 }
-export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$PWD/build/gpu/inductor}
 # A team of OpenMP threads in each of the processes that run beside each other would get in the others' way.
 OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} "$python" -m rlsd.bench.gpu.prepare fashion sd15 sd21-base & exporting=$!
 # Most of the tests' time is Triton's compiler: on several processors where pytest-xdist is there, and not for ever.

@@ -71,13 +71,14 @@ def available_processors() -> int:
 
 
 def commit() -> str:
-    """The checkout's commit, with `+` behind it when files differ from it."""
+    """The checkout's commit, with `+` behind it when files differ from it, other than those that `record` adds to."""
     here = Path(__file__).parent
     if shutil.which("git") is None:
         return "unknown"
     run = lambda *words: subprocess.run(["git", *words], cwd=here, capture_output=True, text=True)  # noqa: E731
     head = run("rev-parse", "--short", "HEAD").stdout.strip() or "unknown"
-    return head + ("+" if run("status", "--porcelain", "--untracked-files=no").stdout.strip() else "")
+    differ = run("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)bench/results")
+    return head + ("+" if differ.stdout.strip() else "")
 
 
 def matrix_peak(seconds: float = 1.0) -> float:

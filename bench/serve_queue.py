@@ -170,23 +170,25 @@ def serve(
     running: dict[int, Handle] = {}
     begun = 0
     served.count(engine, 0.0)
-    while (upcoming or waiting or running) and clock.now() < until:
-        now = clock.now()
-        while upcoming and upcoming[0].at <= now:
-            waiting.append(upcoming.popleft())
-        for _ in range(way.admit(waiting, len(running), now)):
-            running[begun] = engine.submit(waiting.popleft().job)
-            begun += 1
-        if not running:
-            clock.sleep_until(min(until, way.wakes(waiting), upcoming[0].at if upcoming else math.inf))
-            continue
-        left = engine.tick()
-        now = clock.now()
-        served.count(engine, now)
-        if left < len(running):
-            _collect(running, served, now, keep)
-    for handle in running.values():
-        handle.release()
+    try:
+        while (upcoming or waiting or running) and clock.now() < until:
+            now = clock.now()
+            while upcoming and upcoming[0].at <= now:
+                waiting.append(upcoming.popleft())
+            for _ in range(way.admit(waiting, len(running), now)):
+                running[begun] = engine.submit(waiting.popleft().job)
+                begun += 1
+            if not running:
+                clock.sleep_until(min(until, way.wakes(waiting), upcoming[0].at if upcoming else math.inf))
+                continue
+            left = engine.tick()
+            now = clock.now()
+            served.count(engine, now)
+            if left < len(running):
+                _collect(running, served, now, keep)
+    finally:  # whatever happens: they would tick along with what the engine is asked next
+        for handle in running.values():
+            handle.release()
     return served
 
 

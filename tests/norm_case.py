@@ -11,6 +11,9 @@ from rlsd.kernels.norm import tiles
 
 PAD = 64  # values beside each buffer
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+# On a GPU PyTorch's convolutions round float32 to TF32 unless told not to; beside that our kernels could lose three
+# digits unseen.
+torch.backends.cudnn.allow_tf32 = False
 
 
 def normal(shape, kind=torch.float32, mean=0.0, seed=0):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from rlsd.bench import report
+from rlsd.bench import measure, report
 from rlsd.bench.gpu import __main__ as race
-from rlsd.bench.gpu import agreement, arrivals, crowds, plan, prepare, steps, targets, timing, work
+from rlsd.bench.gpu import agreement, arrivals, crowds, plan, prepare, steps, targets, timing, torch_step, work
+from rlsd.bench.gpu import networks as parts
 from rlsd.bench.gpu.roof import Roof
 from rlsd.bench.gpu.subject import Bench, Subject, Wrong
-from rlsd.bench.problem import PARAMS, frozen, torch_loop
+from rlsd.bench.problem import PARAMS, frozen, job, torch_loop
+from rlsd.bench.serve_queue import packed
 from rlsd.engine import Result, library_path
 from rlsd.export.checkpoint import load
 from rlsd.models.fashion import PATH
@@ -33,6 +36,13 @@ ROOF = Roof(matrix=8e14, single=5e13, copy=2.5e12)
 @pytest.fixture(scope="module")
 def networks() -> Any:
     return frozen(load(PATH / "checkpoint", None, ["inpainting"], None))
+
+
+@pytest.fixture(scope="module")
+def subject(networks: Any) -> Iterator[Subject]:
+    opened = Subject("fashion", networks, PATH / "bundle", Bench(CPU, ROOF, rounds=1))
+    yield opened
+    opened.close()
 
 
 def test_the_whole_road_at_toy_sizes(tmp_path: Path) -> None:
@@ -115,10 +125,10 @@ def test_what_needs_no_bundle_is_done_while_it_is_made(tmp_path: Path, monkeypat
 
 def test_a_wrong_result_gets_no_figure(networks: Any, tmp_path: Path) -> None:
     bench = Bench(CPU, ROOF, rounds=1)
-    broken = replace(networks, denoiser=torch.nn.Identity())
-    broken.denoiser.forward = lambda z, t, context: networks.denoiser(z, t, context) * 1.1  # type: ignore[assignment]
+    other = replace(networks, denoiser=torch.nn.Identity())
+    other.denoiser.forward = lambda z, t, context: networks.denoiser(z, t, context) * 1.1  # type: ignore[assignment]
     subject = Subject("fashion", networks, PATH / "bundle", bench)
-    subject.exact = broken  # the reference differs: then the engine is what is wrong
+    subject.exact = other  # the reference differs: then the engine is what is wrong
     lines = plan.steps.full_steps(subject, 2, [])
     subject.close()
     assert len(lines) == 1 and "wrong" in lines[0] and "median" not in lines[0]
@@ -127,6 +137,64 @@ def test_a_wrong_result_gets_no_figure(networks: Any, tmp_path: Path) -> None:
         Subject(
             "fashion", networks, PATH / "bundle", bench, references={(2, PARAMS.gamma): np.ones((2, 1, 32, 32))}
         ).check("shared", 2)
+
+
+def broken(*_: Any, **__: Any) -> Any:
+    raise ZeroDivisionError
+
+
+def test_what_breaks_in_the_middle_leaves_no_job(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would tick along with all that is timed after."""
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "profiled", broken)
+        patch.setattr(measure, "interleaved", broken)
+        for lines in steps.full_steps(subject, 1, []), parts.parts(subject, 1, []):
+            assert [line["failed"] for line in lines] == ["ZeroDivisionError: no message"] * len(lines) != []
+            assert subject.engine.tick() == 0
+    some = [job(subject.engine.image_shape, 1)] * 2
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(subject.engine, "tick", broken)
+        packed(subject.engine, some, 0)
+    assert subject.engine.tick() == 0
+    opened = plan._Opened("fashion", race.parse([]), subject.bench, None, plan.Budget(1))
+    opened.subject = subject
+    assert "failed" in opened.lines("A", broken)[0] and opened.broken is None
+
+
+def test_the_engine_has_its_memory_before_a_method_tries(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    def check(name: str, particles: int) -> float:
+        if name != "engine":
+            assert subject.engine.stats()["ticks"] == before + 1
+        return 0.0
+
+    before = subject.engine.stats()["ticks"]
+    monkeypatch.setattr(subject, "check", check)
+    monkeypatch.setattr(subject, "method", broken)
+    monkeypatch.setitem(subject.errors, ("engine", 1), 0.0)
+    lines = steps.full_steps(subject, 1, ["shared"])
+    assert [line["method"] for line in lines] == ["shared", "engine", "engine"]
+    assert lines[0]["failed"].startswith("ZeroDivisionError")
+
+
+def test_compiled_networks_may_err_twice_as_much_as_plain_ones(
+    networks: Any, subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where plain ones are not timed beside them."""
+    off = replace(networks, denoiser=lambda *given: 1.01 * networks.denoiser(*given))
+    method = torch_step.Method("compiled", off, CPU, torch.float32, torch.channels_last)
+    monkeypatch.setattr(parts, "PARTS", parts.PARTS[:1])
+    monkeypatch.setitem(subject.made, "compiled", method)
+    lines = {line["method"]: line for line in parts.parts(subject, 2, ["compiled"])}
+    assert lines.keys() == {"engine", "compiled"} and "allowed 1.0e-03" in lines["compiled"]["wrong"]
+
+
+def test_what_was_compiled_gives_its_memory_back(networks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    resets = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(1))
+    monkeypatch.setattr(Subject, "__post_init__", lambda self: None)
+    for used in ("shared", "compiled"):
+        Subject("fashion", networks, PATH, Bench(CPU, ROOF), made={used: None}).close()  # type: ignore[dict-item]
+    assert resets == [1]
 
 
 @pytest.mark.parametrize("given", [{"chunk": 2}, {"published": True}, {"layout": torch.channels_last}])
@@ -141,6 +209,24 @@ def test_the_baselines_take_the_same_steps(networks: Any, given: dict[str, Any],
         loop.finish()
         found.append(loop.x)
     assert (found[0] - found[1]).norm() <= 1e-4 * found[0].norm()
+
+
+class NoSelection(TorchDispatchMode):
+    """Nothing whose size depends on values: on a GPU the host would wait for them."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func.overloadpacket not in (torch.ops.aten.index, torch.ops.aten.nonzero), func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("N", [2, 3, 8])
+def test_the_baselines_repulsion_does_not_wait(networks: Any, N: int) -> None:
+    loop = torch_loop(networks, N)
+    phi = torch.randn(N, 5, generator=torch.Generator().manual_seed(1))
+    with NoSelection():
+        found = loop._crowd(phi)
+    want = crowds.gram(phi.double())
+    assert (found - want).norm() <= 1e-5 * want.norm()
 
 
 @pytest.mark.parametrize("name", [name for name in crowds.METHODS if name != "keops"])
@@ -243,38 +329,6 @@ def test_two_jobs_cannot_be_packed_to_twice_the_speed() -> None:
     """The third mix, two jobs that do not arrive together: NOTES.md says so."""
     bounds = [arrivals.at_most(jobs, arrivals.STEPS) for jobs, _ in arrivals.MIXES]
     assert bounds == pytest.approx([4.97, 3.17, 1.84], abs=0.01)
-
-
-def test_exports_side_by_side_end_with_the_first_that_fails() -> None:
-    def ending(*codes: str) -> list[subprocess.Popen]:
-        return [subprocess.Popen([sys.executable, "-c", code]) for code in codes]
-
-    assert prepare.side_by_side(ending("pass", "pass"))
-    for failing in ("raise SystemExit(3)", "import os; os.kill(os.getpid(), 9)"):
-        makers = ending("pass", "import time; time.sleep(60)", failing)
-        assert not prepare.side_by_side(makers)
-        assert makers[1].wait(10) != 0  # ended with the other
-
-
-def test_an_export_that_is_missing_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare, "KEPT", tmp_path)
-    running = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    with pytest.raises(prepare.LeftOut, match="not done in time"):
-        prepare.wait("sd15", running, 0)
-    running.kill()
-    running.wait()
-    with pytest.raises(RuntimeError, match="failed with status"):
-        prepare.wait("sd15", running, 10)
-    options = race.parse(["--sections", "agreement", "--networks", "sd15"])
-    first = next(plan.cases(options, Bench(CPU, ROOF), running, plan.Budget(1)))
-    (line,) = first.run()  # and the cases behind it go on
-    assert first.title == "agreement with the CPU" and "failed with status" in line["failed"]
-    prepare.bundle_path("sd15").mkdir()
-    prepare.wait("sd15", running, 0)
-    assert prepare.compile_seconds("sd15", 8) > 100
-    prepare.note_compiled("sd15", 8)
-    assert prepare.compile_seconds("sd15", 8) < 100
-    assert math.isinf(plan.Budget(math.inf).left())
 
 
 @pytest.mark.parametrize("seen, share", [({}, 0.1), ({"idle": 0.3, "launches": 9}, 0.3), ({"idle": 0.05}, 0.1)])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,24 @@ def test_the_newest_commit_of_each_machine_counts() -> None:
         line(median=6.0, bench="engine-cpu", gpu="none"),
     ]
     assert sorted(each["median"] for each in report.newest(lines)) == [3.0, 4.0, 5.0, 6.0]
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_what_a_run_records_does_not_make_another_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise its first line would be one commit's and the rest another's; `newest` keeps those of one."""
+    results, source = tmp_path / "bench" / "results" / "some.jsonl", tmp_path / "engine" / "core.py"
+    for file in results, source:
+        file.parent.mkdir(parents=True)
+        file.write_text("")
+    for words in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=b", "commit", "-qm", "c"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    monkeypatch.setattr(measure, "__file__", str(tmp_path / "bench" / "measure.py"))
+    for _ in range(2):
+        measure.record("some", [{}], results)
+    commits = [json.loads(row)["commit"] for row in results.read_text().splitlines()]
+    assert commits[0] == commits[1] and not commits[0].endswith("+")
+    source.write_text("other")
+    assert measure.commit() == commits[0] + "+"
 
 
 def test_batches(tmp_path: Path) -> None:

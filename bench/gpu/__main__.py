@@ -34,6 +34,8 @@ def main(given: Sequence[str] | None = None) -> int:
         print("rlsd.bench.gpu: no CUDA device here; --device cpu --toy --out FILE rehearses it", file=sys.stderr)
         return 2
     device = torch.device(options.device, 0 if options.device == "cuda" else None)
+    if options.device == "cuda":
+        prepare.keep_compiled()
     maker = None if options.toy or options.bundle else prepare.start(["fashion", *options.networks])
     try:
         return race(options, device, maker)
@@ -56,6 +58,9 @@ def parse(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=torch_step.METHODS, default=torch_step.METHODS)
     parser.add_argument("--particles", nargs="+", type=int, help="default 1 to 32, and 8, 1 and 2 with --toy")
     parser.add_argument("--compiled", nargs="+", type=int, help="N to run torch.compile for (minutes each)")
+    parser.add_argument(
+        "--compile-seconds", type=float, help="with less left it is not begun; default 600, 60 once it was done here"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args(given)
     options.compiled = options.compiled or [8]

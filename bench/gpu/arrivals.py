@@ -26,18 +26,18 @@ def arrivals(subject: Subject, jobs: int, particles: int, steps: int = STEPS) ->
     engine, bench = subject.engine, subject.bench
     params = replace(PARAMS, steps=steps)
     work = [replace(job(engine.image_shape, particles, params), item=i) for i in range(jobs)]
-    free()
-    try:
-        short = [replace(each, params=replace(params, steps=CHECKED_STEPS + 1)) for each in work]
-        error, equal = differences(packed(engine, short, 1), one_by_one(engine, short), subject.allowed(particles))
-    except Exception as problem:
-        return [{**common, "method": "engine", **without_figure(problem)}]
     runs: dict[str, Callable[[], object]] = {
         "engine": lambda: packed(engine, work, GAP),
         "one by one": lambda: one_by_one(engine, work),
     }
-    runs["engine"]()  # with all its sizes of chunks, which the short jobs did not need
-    times = measure.interleaved(runs, bench.rounds, Clock(bench.device, whole=True), bench.limit)
+    free()
+    try:
+        short = [replace(each, params=replace(params, steps=CHECKED_STEPS + 1)) for each in work]
+        error, equal = differences(packed(engine, short, 1), one_by_one(engine, short), subject.allowed(particles))
+        runs["engine"]()  # with all its sizes of chunks, which the short jobs did not need
+        times = measure.interleaved(runs, bench.rounds, Clock(bench.device, whole=True), bench.limit)
+    except Exception as problem:
+        return [{**common, "method": "engine", **without_figure(problem)}]
     common |= {"error": error, "same_bytes": equal}
     lines = rate_lines(subject, common, times, jobs * particles * (steps - 1))
     lines[0]["at_most"] = round(at_most(jobs, steps), 3)

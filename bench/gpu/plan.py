@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +38,7 @@ class Case:
     """What is run at a time, and what it is called."""
 
     title: str
-    run: Callable[[], list[Line]]
+    run: Callable[[], Iterable[Line]]
     needs: float = 0  # seconds; it is not begun with less
 
 
@@ -95,19 +95,20 @@ def _full(opened: _Opened, options: argparse.Namespace) -> Iterator[Case]:
         )
     for n in options.compiled if "compiled" in options.methods else ():
         both = list(step(n, ["compiled"]))
-        needs = 0.0 if options.toy else prepare.compile_seconds(name, n)
+        needs = 0.0 if options.toy else prepare.compile_seconds(name, n, options.compile_seconds)
         if both:
             yield Case(f"torch.compile {name} N={n}", lambda n=n, both=both: _compiled(name, n, both), needs)  # type: ignore[misc]
     for n in others:
         yield from step(n, quick)
 
 
-def _compiled(name: str, n: int, both: list[Case]) -> list[Line]:
-    """All that is beside torch.compile at once: compiling takes minutes, and once for both."""
-    lines = [line for case in both for line in case.run()]
-    if any(line["method"] == "compiled" and "median" in line for line in lines):
-        prepare.note_compiled(name, n)
-    return lines
+def _compiled(name: str, n: int, both: list[Case]) -> Iterator[Line]:
+    """All that is beside torch.compile in one case: compiling takes minutes, and once for both. Each line as soon as
+    it is there, since the run may be ended in the middle."""
+    for line in (line for case in both for line in case.run()):
+        if line["method"] == "compiled" and "median" in line:
+            prepare.note_compiled(name, n)
+        yield line
 
 
 def _agreement(options: argparse.Namespace, bench: Bench, maker: subprocess.Popen | None, budget: Budget) -> list[Line]:
@@ -135,7 +136,8 @@ class _Opened:
         try:
             return run(self._load())
         except Exception as error:
-            self.broken = error
+            if self.subject is None:
+                self.broken = error
             line = {"section": section, "case": self.name, "network": self.name, "method": "engine"}
             return [{**line, **steps.without_figure(error)}]
 

@@ -47,12 +47,10 @@ def main() -> None:
 
 
 def side_by_side(makers: list[subprocess.Popen]) -> bool:
-    """Whether all of them ended well. With the first that does not, all end."""
+    """Whether all of them ended well; waits for all, since what is exported counts though another one fails."""
     try:
-        while (codes := [maker.poll() for maker in makers]) and None in codes and not any(codes):
-            time.sleep(0.2)
-        return not any(codes)
-    finally:
+        return not any([maker.wait() for maker in makers])
+    finally:  # a signal, with some unfinished
         for maker in makers:
             maker.terminate()
 
@@ -126,10 +124,17 @@ def bundle_of(name: str) -> Path:
     return path
 
 
-def compile_seconds(name: str, particles: int) -> float:
-    """What torch.compile's max-autotune may take here, less with its cache. Guesses: with Stable Diffusion 1.5, N = 8,
-    it was not done after 6 minutes on 16 processors and an H100."""
-    return 60 if _note(name, particles).is_file() else 600
+def compile_seconds(name: str, particles: int, given: float | None = None) -> float:
+    """What torch.compile's max-autotune may take here, `given` if the user says, less with its cache. Guesses: with
+    Stable Diffusion 1.5, N = 8, it was not done after 6 minutes on 16 processors and an H100."""
+    usual = 60 if _note(name, particles).is_file() else 600
+    return usual if given is None else given
+
+
+def keep_compiled() -> None:
+    """From now on torch.compile keeps under build/gpu, as it goes, what it made and timed: of use to the next run, even
+    where this one is ended first. To be called after PyTorch is imported, which may name a folder of its own."""
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(KEPT / "inductor")
 
 
 def note_compiled(name: str, particles: int) -> None:

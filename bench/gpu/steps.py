@@ -13,7 +13,6 @@ from rlsd.bench.engine import outside
 from rlsd.bench.gpu import LeftOut, Line
 from rlsd.bench.gpu.subject import Subject, Wrong, free
 from rlsd.bench.gpu.timing import Clock, profiled, seconds
-from rlsd.bench.problem import job
 from rlsd.engine import RlsdError, Status
 
 GRAPHS = ("denoiser", "decoder", "decoder_pull", "features", "operators")  # of rlsd_stats
@@ -22,35 +21,40 @@ STEPS_AT_LEAST = 8  # particle-steps in one timed call, so that small N are not 
 
 def full_steps(subject: Subject, particles: int, methods: Sequence[str]) -> list[Line]:
     """Section A for one N, the engine beside `methods`; and E from the same run."""
-    bench, steps = subject.bench, max(1, STEPS_AT_LEAST // particles)
     common: Line = {"case": f"{subject.name} N={particles}", "network": subject.name, "particles": particles}
-    lines, errors = [], {}
+    try:
+        subject.check("engine", particles)
+        free()
+        with subject.in_flight(particles):  # before the methods try how much memory there is for them
+            return _full_steps(subject, particles, methods, common)
+    except Exception as error:
+        return [{"section": "A", **common, "method": "engine", **without_figure(error)}]
+
+
+def _full_steps(subject: Subject, particles: int, methods: Sequence[str], common: Line) -> list[Line]:
+    """The same with the engine's job in flight."""
+    bench, steps, lines = subject.bench, max(1, STEPS_AT_LEAST // particles), []
     runs: dict[str, Callable[[], Any]] = {"engine": ticks(subject, steps)}
-    for name in ("engine", *methods):
+    for name in methods:
         try:
-            errors[name] = subject.check(name, particles)
-            if name != "engine":
-                runs[name] = subject.method(name).stepping(particles, steps)
-                runs[name]()  # what does not fit in memory shows before the others wait for it
+            subject.check(name, particles)
+            runs[name] = subject.method(name).stepping(particles, steps)
+            runs[name]()  # what does not fit in memory shows before the others wait for it
         except Exception as error:
             runs.pop(name, None)
             lines.append({"section": "A", **common, "method": name, **without_figure(error)})
-    if "engine" not in runs:
-        return lines
     free()
-    handle = subject.engine.submit(job(subject.engine.image_shape, particles))
     before = subject.engine.stats()
     times = seconds(runs, Clock(bench.device, whole=True), bench.rounds, bench.limit)
     after = subject.engine.stats()
     seen = profiled(subject.engine.tick, bench.device)
-    handle.release()
     least = subject.work.least_seconds(bench.roof, particles)
     for name, values in times.items():
         rates = measure.quartiles([particles * steps / value for value in values])
         lines.append(
             {
                 "section": "A", **common, "method": name, "unit": "particle-steps/s", **rates,
-                "rounds": len(values), "error": errors[name],
+                "rounds": len(values), "error": subject.errors[name, particles],
                 "roofline_share": round(rates["median"] * least / particles, 4),
                 "operations": subject.work.operations(particles), "bytes": subject.work.moved(particles),
                 **mode(subject, name),

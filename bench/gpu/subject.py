@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -68,10 +69,25 @@ class Subject:
         """Opened on first use, for all cases."""
         return self.bench.open(self.bundle)
 
+    @contextlib.contextmanager
+    def in_flight(self, particles: int) -> Iterator[None]:
+        """The problem's job, of which one step is done: the engine has the memory that it needs. Raises RlsdError.
+
+        Dropped at the end, whatever happens: it would tick along with all that is timed after.
+        """
+        handle = self.engine.submit(job(self.engine.image_shape, particles))
+        try:
+            self.engine.tick()
+            yield
+        finally:
+            handle.release()
+
     def close(self) -> None:
         """Gives back the engine's and the methods' memory."""
         if "engine" in self.__dict__:
             self.engine.close()
+        if "compiled" in self.made:
+            torch.compiler.reset()  # its CUDA graphs hold memory that belongs to no tensor
         self.made.clear()
         free()
 

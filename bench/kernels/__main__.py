@@ -61,7 +61,8 @@ def fresh(arguments: Sequence[Any]) -> list[Any]:
 def check(case: Case, device: torch.device) -> float:
     """The largest relative error of ours; raises AssertionError if it exceeds twice the plain version's."""
     arguments = case.make(device)
-    exact = tensors(case.plain(*doubled(fresh(arguments))))
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):  # once: not worth trying them all
+        exact = tensors(case.plain(*doubled(fresh(arguments))))
     plain = tensors(case.plain(*fresh(arguments)))
     ours = tensors(case.ours(*fresh(arguments)))
     assert len(ours) == len(exact) > 0, f"{case.name}: {len(ours)} results, {len(exact)} wanted"
@@ -118,6 +119,7 @@ def main() -> int:
 def race(options: argparse.Namespace, device: torch.device) -> int:
     """Times the chosen cases until the minutes are over; the exit status."""
     end = time.monotonic() + 60 * options.minutes
+    torch.backends.cudnn.benchmark = True  # PyTorch's own choice of convolutions: the baselines at their best
     roof = measured_roof(device, toy=device.type == "cpu")
     facts = {
         "bench": "kernels-cuda",

@@ -1,6 +1,9 @@
 """3x3 convolutions with few channels on one side at the shapes of Stable Diffusion at 512 x 512, in halves.
 
-Beside them what PyTorch has: its convolution, channels last, behind its own GroupNorm and SiLU.
+Beside them what PyTorch has. From few channels: its convolution, channels last, as the result has to be; it pays a pass
+over the few channels of x for that. To few channels: its GroupNorm, SiLU and convolution, all channels first, as x is
+given to it: on a GPU its GroupNorm knows no other layout, and the result has to be so. It pays for no layout then but
+what cuDNN, which tries out what it has, may do within its convolution.
 """
 
 from __future__ import annotations
@@ -45,19 +48,21 @@ def _plain_wide(x: Tensor, _matrix: Tensor, kernel: Tensor) -> Tensor:
 
 
 def _to_few(device: torch.device, batch: int, many: int, few: int, side: int) -> Sequence[Any]:
-    kernel = _kernel(device, few, many, 1)
+    kernel = _kernel(device, few, many, 1).contiguous()
     weight, bias = 1 + 0.1 * _random(device, many, seed=2), 0.1 * _random(device, many, seed=3)
     x, matrix = _random(device, batch, side, side, many).half(), narrow.matrix_to_few(kernel)
-    return x, weight, bias, matrix, kernel, 0.1 * bias[:few].half()
+    return x, weight, bias, matrix, 0.1 * bias[:few].half(), x.permute(0, 3, 1, 2).contiguous(), kernel
 
 
-def _planes(x: Tensor, weight: Tensor, bias: Tensor, matrix: Tensor, _kernel: Tensor, shift: Tensor) -> Tensor:
+def _planes(x: Tensor, weight: Tensor, bias: Tensor, matrix: Tensor, shift: Tensor, *_plain: Tensor) -> Tensor:
     taps, *_ = narrow.group_norm_taps(x, weight, bias, matrix, len(shift), GROUPS, EPSILON, True)
     return narrow.sum_taps(taps, shift)
 
 
-def _plain_planes(x: Tensor, weight: Tensor, bias: Tensor, _matrix: Tensor, kernel: Tensor, shift: Tensor) -> Tensor:
-    y = group_norm(x.permute(0, 3, 1, 2), GROUPS, weight.to(x.dtype), bias.to(x.dtype), EPSILON)
+def _plain_planes(
+    _x: Tensor, weight: Tensor, bias: Tensor, _matrix: Tensor, shift: Tensor, planes: Tensor, kernel: Tensor
+) -> Tensor:
+    y = group_norm(planes, GROUPS, weight.to(planes.dtype), bias.to(planes.dtype), EPSILON)
     return conv2d(silu(y), kernel, shift, padding=1).contiguous()
 
 
