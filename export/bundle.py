@@ -39,7 +39,9 @@ class BundleWriter:
     ):
         """weights: those of a bundle to start from, verified by the caller; they are not copied unless they grow."""
         self.path = Path(path)
-        if self.path.exists() and not (overwrite and (self.path / "manifest.txt").is_file()):
+        if self.path.exists() and overwrite and not (self.path / "manifest.txt").is_file():
+            raise FileExistsError(f"{self.path} is no bundle, which has a manifest.txt; only a bundle is overwritten")
+        if self.path.exists() and not overwrite:
             raise FileExistsError(f"{self.path} exists already; name another folder or allow to overwrite a bundle")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._folder = Path(tempfile.mkdtemp(prefix=f".{self.path.name}-", dir=self.path.parent))

@@ -17,15 +17,16 @@ from rlsd.engine import OperatorInfo
 from rlsd.engine.files import MANIFEST, facts_in, read_manifest
 from rlsd.engine.jobs import operators_in
 from rlsd.pipeline.batch_folder import BatchFolder
-from rlsd.pipeline.batch_list import Listing, list_inputs
+from rlsd.pipeline.batch_list import Listing, list_inputs, own_columns
 from rlsd.pipeline.batch_monitor import Monitor, monitored
 from rlsd.pipeline.batch_pool import Pool
 from rlsd.pipeline.batch_work import Event, Feed, Nothing, Work, work_on
 from rlsd.pipeline.errors import InputError
+from rlsd.pipeline.fit import Frame, read_parameter
 from rlsd.pipeline.images import sha256
+from rlsd.pipeline.items import frame_in
 from rlsd.pipeline.machine import engine_version, usable_cores, versions
 from rlsd.pipeline.manifest import Entry
-from rlsd.pipeline.tasks import find_task
 
 MOST_WORKERS = 256
 
@@ -34,7 +35,7 @@ MOST_WORKERS = 256
 class Facts:
     """What a bundle's manifest says that is needed before an engine opens it."""
 
-    image: tuple[int, ...]
+    frame: Frame
     operators: Mapping[str, OperatorInfo]
     contexts: Sequence[str]
     timesteps: int
@@ -46,12 +47,12 @@ def facts_of(bundle: Path) -> Facts:
     facts = facts_in(read_manifest(bundle))
     try:
         operators = operators_in(facts)
-        image = tuple(map(int, facts["image"][0].split()))
+        frame = frame_in(tuple(map(int, facts["image"][0].split())), facts.get("info", []))
         timesteps = int(facts["timesteps"][0])
         contexts = [line.split()[0] for line in facts.get("named_context", [])]
     except (KeyError, ValueError, IndexError):
         raise InputError(f"model {bundle}: its {MANIFEST} is not that of a bundle") from None
-    return Facts(image, operators, contexts, timesteps, facts.get("target") == ["cuda"])
+    return Facts(frame, operators, contexts, timesteps, facts.get("target") == ["cuda"])
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,9 @@ def run_batch(batch: Batch, console: Console) -> Finished:
     """Does what is left to do. InputError, RlsdError, OutputError; KeyboardInterrupt once everything is kept."""
     work, facts = batch.work, facts_of(Path(batch.work.bundle))
     _check(batch, facts)
-    listing = list_inputs(batch.inputs, batch.root, facts.operators[_operator(work, facts)].params)
+    _check_parameters(batch, facts)
+    params = facts.operators[work.find_task(facts.operators).operator].params
+    listing = list_inputs(batch.inputs, batch.root, params)
     with (
         BatchFolder(Path(work.out), identity(batch, listing)) as folder,
         monitored(listing.count, console, batch.log, batch.metrics) as monitor,
@@ -155,6 +158,7 @@ def identity(batch: Batch, listing: Listing) -> dict[str, Any]:
         "input": [os.path.abspath(each) for each in batch.inputs],
         "items": listing.count,
         "list": listing.digest,
+        "root": str(listing.root) if listing.root else None,
         "bundle": sha256(Path(work.bundle) / MANIFEST),
         "task": work.task,
         "measured": work.measured,
@@ -164,10 +168,6 @@ def identity(batch: Batch, listing: Listing) -> dict[str, Any]:
         "rlsd": engine_version(),
         "onnxruntime": installed["onnxruntime"],
     }
-
-
-def _operator(work: Work, facts: Facts) -> str:
-    return work.task if work.own else find_task(work.task, facts.operators).operator
 
 
 def _check(batch: Batch, facts: Facts) -> None:
@@ -188,16 +188,24 @@ def _check(batch: Batch, facts: Facts) -> None:
         raise InputError(
             f"class {label!r} is not known to the prior; its classes: {', '.join(facts.contexts) or 'none'}"
         )
-    shapes = facts.operators[_operator(work, facts)].params
+    out = Path(work.out).resolve()
+    for what, file in (("log", batch.log), ("metrics", batch.metrics)):
+        is_port = what == "metrics" and str(file).isdecimal()
+        if file is not None and not is_port and out in Path(file).resolve().parents:
+            raise InputError(f"{what} {file} lies in the output folder, which is for results alone: name another place")
+
+
+def _check_parameters(batch: Batch, facts: Facts) -> None:
+    """Reads what is given for all items once. InputError, also where a measurement lacks what cannot be made."""
+    work, task, given = batch.work, batch.work.find_task(facts.operators), {}
+    shapes = facts.operators[task.operator].params
     for name, path in work.given.items():
         if name not in shapes:
             raise InputError(f"operator has no parameter {name!r}; allowed is {', '.join(shapes) or 'none'}")
-        if not Path(path).is_file():
-            raise InputError(f"{path} does not exist")
-    out = Path(work.out).resolve()
-    for what, file in (("log", batch.log), ("metrics", batch.metrics)):
-        if file is not None and out in Path(file).resolve().parents:
-            raise InputError(f"{what} {file} lies in the output folder, which is for results alone: name another place")
+        given[name] = read_parameter(Path(path), name, shapes[name], facts.frame)
+    columns = own_columns(batch.inputs)
+    rest = {name: shape for name, shape in shapes.items() if name not in columns}
+    task.parameters(rest, work.settings.seed, 0, given, work.measured)
 
 
 @contextmanager

@@ -22,11 +22,13 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
+from rlsd.engine import RlsdError
 from rlsd.pipeline.errors import InputError
 from rlsd.pipeline.manifest import Entry
-from rlsd.pipeline.output import TEMPORARY, OutputFolder, sync
+from rlsd.pipeline.output import TEMPORARY, OutputFolder, encoded, sync
 
 RUN, ITEMS, SNAPSHOTS, TABLE, FAILURES = "run.json", "items", ".snapshots", "items.csv", "failures.jsonl"
 COLUMNS = (
@@ -107,12 +109,13 @@ class BatchFolder:
 
     def __init__(self, path: Path, run: Mapping[str, Any]):
         self.path, self.run = path, dict(run)
+        self._made: list[Path] = []
+        self._claimed = False  # by this run, not by an earlier one
 
     def __enter__(self) -> BatchFolder:
+        OutputFolder(self.path, (), overwrite=True).check()
+        self._make()
         with writing(self.path):
-            if self.path.exists() and not self.path.is_dir():
-                raise InputError(f"output {self.path} is a file; a folder is wanted")
-            self.path.mkdir(parents=True, exist_ok=True)
             self.lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 self._take()
@@ -122,8 +125,39 @@ class BatchFolder:
                 raise
         return self
 
-    def __exit__(self, *what: Any) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._claimed and isinstance(error, (InputError, RlsdError)):
+            self._withdraw()
         os.close(self.lock)
+
+    def _make(self) -> None:
+        """The folder, and those above it that are missing. OutputError."""
+        for folder in (*reversed(self.path.absolute().parents), self.path.absolute()):
+            try:
+                if not folder.exists():
+                    folder.mkdir(exist_ok=True)
+                    self._made.append(folder)
+            except OSError as error:
+                self._unmake()
+                raise OutputError(error.errno or errno.EIO, f"cannot be made: {error.strerror}", str(folder)) from error
+
+    def _unmake(self) -> None:
+        with suppress(OSError):
+            for folder in reversed(self._made):
+                folder.rmdir()
+
+    def _withdraw(self) -> None:
+        """Leaves no trace where something given was wrong and nothing is finished or kept: another run may come."""
+        with suppress(OSError):
+            for kept in (self.path / SNAPSHOTS).glob("~*"):  # how often workers died
+                kept.unlink()
+            for below in (self.path / ITEMS, self.path / SNAPSHOTS):
+                self._sweep(below)
+                below.rmdir()
+            (self.path / RUN).unlink()
+            self._unmake()
 
     def _take(self) -> None:
         """The lock: of the folder itself, held by this process and the workers that inherit it, and gone with them."""
@@ -147,7 +181,7 @@ class BatchFolder:
             with suppress(PermissionError):
                 sync(self.path.absolute().parent)
             self._write(RUN, json.dumps(self.run, indent=1) + "\n")
-            found = self.run
+            found, self._claimed = self.run, True
         except ValueError:
             raise InputError(f"output {self.path}: its {RUN} cannot be read as JSON; name another folder") from None
         for key in (*self.run, *(found if isinstance(found, dict) else ())):
@@ -194,7 +228,7 @@ class BatchFolder:
             with OutputFolder(self.path, (), overwrite=True) as folder:
                 with folder.stream(TABLE) as stream:
                     for row in self._rows(entries):
-                        stream.write(row.encode(errors="surrogateescape"))  # names of files need not be text
+                        stream.write(encoded(row))
                 if failures:
                     lines = (json.dumps(failures[index]) + "\n" for index in sorted(failures))
                     folder.file(FAILURES, "".join(lines))

@@ -25,7 +25,7 @@ def write_lean(folder: Path, outcome: Outcome, misfit: np.ndarray, frame: Frame,
     mean, fit = particles.mean(axis=0), int(np.argmin(misfit))
     figures = {
         "particles": len(particles),
-        "sigma": item.settings.sigma,
+        "sigma": item.settings.sigma or (None if item.truth is None else 0.0),  # of a measurement it may be unknown
         "class": item.settings.label,
         "residual": summary(misfit.tolist(), fit),
         "best_by_fit": fit,

@@ -12,13 +12,17 @@ from typing import Protocol
 
 from rlsd.pipeline import zarr_arrays
 from rlsd.pipeline.errors import InputError
-from rlsd.pipeline.manifest import Entry, default_name, open_manifest
+from rlsd.pipeline.manifest import Entry, columns_of, default_name, open_manifest
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy", ".dcm")
 
 
 class Listing(Protocol):
-    """Items in a stable order. digest: of all that decides which item is which."""
+    """Items in a stable order. digest: of all that decides which item is which. root: what a manifest's paths are
+    relative to, None without one."""
+
+    @property
+    def root(self) -> Path | None: ...
 
     @property
     def digest(self) -> str: ...
@@ -37,6 +41,7 @@ class Files:
 
     names: Sequence[str]
     folder: str = ""
+    root: Path | None = None
 
     @property
     def count(self) -> int:
@@ -59,6 +64,7 @@ class Elements:
     """The elements of zarr arrays, array after array."""
 
     arrays: Sequence[tuple[Path, tuple[int, ...]]]
+    root: Path | None = None
 
     @property
     def count(self) -> int:
@@ -78,13 +84,16 @@ class Elements:
 
 def list_inputs(given: Sequence[str], root: Path | None, params: Collection[str]) -> Listing:
     """The items that --input names. root: that no path of a manifest may leave. InputError when there are none."""
-    if root is not None and not (len(given) == 1 and given[0].lower().endswith(".csv")):
+    if (manifest := manifest_in(given)) is not None:
+        return open_manifest(manifest, root, params)
+    if root is not None:
         raise InputError(f"root is {root}, which is for a manifest: --input FILE.csv")
     if len(given) != 1:
+        for name in given:
+            if os.path.isdir(name):
+                raise InputError(f"input {name} is a folder among {len(given)} inputs; allowed are one folder or files")
         return Files(list(given))
     path = Path(given[0])
-    if path.suffix.lower() == ".csv":
-        return open_manifest(path, root, params)
     if path.is_dir():
         return _zarr(path) if zarr_arrays.is_zarr(path) else _folder(path)
     if path.exists() or zarr_arrays.split_element(path):
@@ -95,6 +104,17 @@ def list_inputs(given: Sequence[str], root: Path | None, params: Collection[str]
     if not found:
         raise InputError(f"input {path} matches no file")
     return Files(found)
+
+
+def manifest_in(given: Sequence[str]) -> Path | None:
+    """The manifest that --input names, None where it names something else."""
+    return Path(given[0]) if len(given) == 1 and given[0].lower().endswith(".csv") else None
+
+
+def own_columns(given: Sequence[str]) -> list[str]:
+    """What a manifest may give each item for itself, by its columns; nothing without a manifest. InputError."""
+    manifest = manifest_in(given)
+    return columns_of(manifest) if manifest is not None else []
 
 
 def _folder(path: Path) -> Files:

@@ -56,6 +56,10 @@ class Work:
     window: int = 0
     pictures: bool = False
 
+    def find_task(self, operators: Mapping[str, object]) -> Task:
+        """The task, for a bundle with these operators. InputError when it cannot do it."""
+        return Task(self.task, "", self.task) if self.own else find_task(self.task, operators)
+
 
 @dataclass(frozen=True)
 class Event:
@@ -114,7 +118,7 @@ class Worker:
 
     def __init__(self, engine: Engine, work: Work, items: Items, emit: Emit, stop: Callable[[], bool]):
         self.engine, self.work, self.items, self.emit, self.stop = engine, work, items, emit, stop
-        self.task = Task(work.task, "", work.task) if work.own else find_task(work.task, engine.operators)
+        self.task = work.find_task(engine.operators)
         self.frame = frame_of(engine)
         self.window = work.window or full_window(engine)
         operator = engine.operators[self.task.operator]
@@ -123,7 +127,7 @@ class Worker:
         )
         self.ahead = max(2, min(64, HELD // (4 * values)))
         self.behind = max(2, min(64, HELD // (4 * prod(engine.image_shape) * work.settings.particles)))
-        self.contexts: dict[str | None, np.ndarray | None] = {}
+        self.contexts = {work.settings.label: conditioning(engine, work.settings)}  # what is wrong there shows at once
         self.snapshots: dict[int, bytes] = {}  # of items that are about to be submitted
         self.taken: dict[int, float] = {}  # when an item under way was last kept
         self.writes: deque[tuple[Future[None], Event]] = deque()
@@ -173,7 +177,7 @@ class Worker:
         """On the reader's thread: the entry's files."""
         mine = {"sigma": entry.sigma, "particles": entry.particles, "label": entry.label}
         changes: dict[str, Any] = {key: value for key, value in mine.items() if value is not None}
-        settings = replace(self.work.settings, **changes)
+        settings = replace(self.work.settings, each_labelled=False, **changes)
         given = {name: [Path(path)] for name, path in {**self.work.given, **entry.given}.items()}
         source = Source(Path(entry.path), entry.index, entry.name)
         plan = Plan(self.task, settings, [source], self.work.measured, given)

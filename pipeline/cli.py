@@ -5,6 +5,7 @@ Exit codes: 0 all done; 1 something failed on the way; 2 something given is not 
 
 from __future__ import annotations
 
+import io
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -64,6 +65,9 @@ app.add_typer(benchmarks, name="bench")
 
 def main() -> None:
     """The console script."""
+    for stream in (sys.stdout, sys.stderr):  # which may be in a code that lacks the letters of a file's name
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))
 
 
@@ -86,7 +90,8 @@ def run(arguments: Sequence[str]) -> int:
         return _say("out of memory", FAILED)
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's usage errors, whose class has moved between its versions
-            return _say(" ".join(str(error.format_message()).split()), UNUSABLE)
+            sentence = " ".join(str(error.format_message()).split())
+            return _say(sentence, UNUSABLE) if sentence else UNUSABLE  # none where it has printed its help instead
         traceback.print_exc()
         return _say("this is a fault of rlsd; please report it with the lines above", FAILED)
 

@@ -14,6 +14,7 @@ from rlsd.pipeline import batch as batches
 from rlsd.pipeline import demo as demo_run
 from rlsd.pipeline import extension, show, tuning
 from rlsd.pipeline import options as o
+from rlsd.pipeline.batch_list import own_columns
 from rlsd.pipeline.batch_work import Work
 from rlsd.pipeline.census import show_census
 from rlsd.pipeline.errors import InputError
@@ -115,7 +116,7 @@ def join_group(bundle: Path, device: str | None, threads: int, timeout: float) -
 def batch(
     model: o.Model,
     input: o.BatchInputs,
-    out: o.Out,
+    out: o.BatchOut,
     task: o.TaskName = None,
     operator: o.Operator = None,
     workers: o.Workers = 1,
@@ -127,7 +128,7 @@ def batch(
     log: o.Log = None,
     measured: o.Measured = False,
     sigma: o.Sigma = None,
-    mask: o.Mask = None,
+    mask: o.BatchMask = None,
     param: o.Parameter = None,
     particles: o.Particles = None,
     steps: o.Steps = None,
@@ -154,13 +155,14 @@ def batch(
 
     Example: rlsd batch -m fashion -t half -i photos -o results -n 8 --workers 2
     """
-    changes = changed_settings(locals())
+    changes = changed_settings(locals()) | {"each_labelled": "class" in own_columns(input)}
     bundle, own = with_operator(find_bundle(model), task, operator)
     facts = batches.facts_of(bundle)
     chosen = own or find_task(task or "", facts.operators)
+    settings = settings_for(chosen, family_of(facts.frame.image), changes)
     work = Work(
-        str(bundle), chosen.name, settings_for(chosen, family_of(facts.image), changes), str(out), own is not None,
-        measured, _one_each(parameter_files(mask, param)), None, threads, snapshot_every, pictures=pictures,
+        str(bundle), chosen.name, settings, str(out), own is not None, measured,
+        _one_each(parameter_files(mask, param)), None, threads, snapshot_every, pictures=pictures,
     )  # fmt: skip
     devices = [word.strip() for word in device.split(",")] if device else []
     console = Console(stderr=True)

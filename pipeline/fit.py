@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from rlsd.pipeline.errors import InputError, about
-from rlsd.pipeline.images import RAW, Picture, channels_first, kind_of, read_image, read_raw, scaled
+from rlsd.pipeline.images import RAW, Picture, channels_first, kind_of, read_image, read_numbers, read_raw, scaled
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
@@ -77,13 +77,18 @@ def to_channels(image: np.ndarray, channels: int, notes: list[str]) -> np.ndarra
 
 def resize_to_fill(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """[C, h, w] -> [C, *size] by Lanczos, of the largest centred part that has the wanted proportions."""
-    height, width = image.shape[1:]
-    scale = min(height / size[0], width / size[1])
-    half = (width - size[1] * scale) / 2, (height - size[0] * scale) / 2
-    box = (half[0], half[1], width - half[0], height - half[1])
+    box = centred_part((image.shape[1], image.shape[2]), size)
     planes = [Image.fromarray(np.ascontiguousarray(plane)) for plane in image]
     resized = [plane.resize(size[::-1], Image.Resampling.LANCZOS, box=box) for plane in planes]
     return np.clip(np.stack([np.asarray(plane) for plane in resized]), -1, 1)
+
+
+def centred_part(given: tuple[int, int], wanted: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of the largest centred part of `given` (height, width) in the proportions wanted."""
+    scale = min(given[0] / wanted[0], given[1] / wanted[1])
+    # 28 * (900 / 28) is a little more than 900, and Pillow takes no box that passes the edge
+    top, left = (max(0.0, (side - aim * scale) / 2) for side, aim in zip(given, wanted))
+    return left, top, given[1] - left, given[0] - top
 
 
 def read_measurement(path: Path, shape: Sequence[int], frame: Frame, pictorial: bool = True) -> np.ndarray:
@@ -110,7 +115,7 @@ def read_measurement(path: Path, shape: Sequence[int], frame: Frame, pictorial: 
 def read_parameter(path: Path, name: str, shape: Sequence[int], frame: Frame) -> np.ndarray:
     """An operator's parameter of `shape` from NPY, zarr or an image: white is 1, black is 0.
 
-    An image of a kernel is made to sum to 1.
+    A mask of nothing but 0 and 1 may be an image of any depth. An image of a kernel is made to sum to 1.
     """
     shape = tuple(shape)
     is_raw = (file := kind_of(path)) in RAW
@@ -120,8 +125,7 @@ def read_parameter(path: Path, name: str, shape: Sequence[int], frame: Frame) ->
         if is_raw:
             value = read_raw(path, file).astype(np.float32)
         else:
-            value = to_channels(read_image(path).values, 1, [])
-            value = (value >= 0).astype(np.float32) if kind == "mask" else (value + 1) / 2
+            value = _white_is_one(path, kind == "mask")
             value = value / max(float(value.sum()), 1e-9) if kind == "kernel" else value
         value = _shaped(value, shape, frame, border=1.0)
     except InputError as error:
@@ -130,9 +134,21 @@ def read_parameter(path: Path, name: str, shape: Sequence[int], frame: Frame) ->
         raise InputError(f"{path} has values that are NaN or infinite; the parameter {name} must be finite")
     if kind == "mask" and is_raw and not np.isin(value, (0, 1)).all():
         raise InputError(f"{path} has values other than 0 and 1; a mask is 1 where a pixel is observed, else 0")
+    if kind == "mask" and not (frame.crop(value) if value.shape[-2:] == frame.image[1:] else value).any():
+        raise InputError(f"{path} hides every pixel; a mask is 1 or white where a pixel is observed")
     if kind == "kernel" and not (abs(value.sum() - 1) < 1e-3):
         raise InputError(f"{path} sums to {value.sum():.4g}; a blur kernel must sum to 1")
     return value
+
+
+def _white_is_one(path: Path, is_mask: bool) -> np.ndarray:
+    """An image as [1, H, W] from 0 (black) to 1 (white); of a mask that holds nothing but 0 and 1, 1 is white."""
+    numbers = read_numbers(path, [])
+    if is_mask and np.isin(numbers, (0, 1)).all():
+        gray = to_channels(numbers.astype(np.float32), 1, [])
+    else:
+        gray = (to_channels(scaled(numbers), 1, []) + 1) / 2
+    return (gray >= 0.5).astype(np.float32) if is_mask else gray
 
 
 def _shaped(values: np.ndarray, shape: tuple[int, ...], frame: Frame, border: float) -> np.ndarray:

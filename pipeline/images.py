@@ -33,6 +33,7 @@ _KINDS = (
     (b"MM\0+", "TIFF"),
 )
 RAW = ("NPY", "ZARR")  # kinds that are bare arrays of numbers
+TURNED, _TURNED = "turned as its EXIF orientation says", range(2, 9)
 _DIRECT = (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.MINISWHITE, tifffile.PHOTOMETRIC.RGB)
 
 
@@ -50,8 +51,17 @@ class Picture:
 
 def read_image(path: Path) -> Picture:
     """Reads one image. InputError when the file is missing, empty, damaged, of another format or not an image."""
-    kind = kind_of(path)
     notes: list[str] = []
+    numbers = read_numbers(path, notes)
+    try:
+        return Picture(scaled(numbers), tuple(notes))
+    except InputError as error:
+        raise about(path, error) from None
+
+
+def read_numbers(path: Path, notes: list[str]) -> np.ndarray:
+    """An image's numbers as its file has them: [C, H, W], not scaled. InputError as read_image."""
+    kind = kind_of(path)
     try:
         if kind in RAW:
             array = read_raw(path, kind)
@@ -61,7 +71,9 @@ def read_image(path: Path) -> Picture:
             array = _read_tiff(path, notes)
         else:
             array = _read_pillow(path, kind, notes)
-        return Picture(scaled(channels_first(array, notes)), tuple(notes))
+            if kind == "PNG" and _start_of(path)[24:26] > b"\x10\0":  # bits and colour type; gray alone keeps them
+                notes.append("16 bits cut to 8")
+        return channels_first(array, notes)
     except InputError as error:
         raise about(path, error) from None
 
@@ -147,26 +159,30 @@ def check_pixels(count: int) -> None:
 def _read_pillow(path: Path, kind: str, notes: list[str]) -> np.ndarray:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=[kind]) as image:
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # its limit is not ours
+            # Pillow maps a file that it knows the name of, which goes wrong for a palette that is to be turned
+            with open(path, "rb") as stream, Image.open(stream, formats=[kind]) as image:
                 check_pixels(image.width * image.height)
+                if image.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED:  # of a TIFF it is gone after loading
+                    notes.append(TURNED)
                 image.load()
                 return _pillow_array(image, notes)
     except InputError:
         raise
+    except Image.DecompressionBombError:
+        raise InputError(f"has more values than the {MAX_PIXELS} that are allowed") from None
     except Exception as error:
         raise InputError(f"cannot be read as {kind} ({_reason(error)})") from None
 
 
 def _pillow_array(image: Image.Image, notes: list[str]) -> np.ndarray:
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        notes.append("turned as its EXIF orientation says")
     turned = ImageOps.exif_transpose(image)
     if turned.mode.startswith("I"):
         array = np.asarray(turned)
         if array.min() < 0 or array.max() > 0xFFFF:
             raise InputError(f"has values from {array.min()} to {array.max()}; allowed are 16 bits")
-        return array.astype(np.uint16)
+        bits = getattr(image, "tag_v2", {}).get(ExifTags.Base.BitsPerSample, (16,))[0]
+        return _full_range(array.astype(np.uint16), bits)
     if turned.mode == "F":
         return np.asarray(turned)
     transparent = "A" in turned.mode or "transparency" in turned.info
@@ -187,8 +203,9 @@ def _read_tiff(path: Path, notes: list[str]) -> np.ndarray:
             photometric = tifffile.PHOTOMETRIC(page.photometric)
             if photometric not in _DIRECT:
                 raise InputError(f"colours are stored as {photometric.name}")  # Pillow may know how to convert them
-            array = page.asarray()
+            array = _full_range(page.asarray(), page.bitspersample)
             check_pixels(array.size)  # of a damaged file it may be empty whatever the page promised
+            tag = page.tags.get(int(ExifTags.Base.Orientation))
     except _IncompleteError:
         raise
     except Exception as error:  # a compression or colour that tifffile cannot do alone: Pillow has its own decoders
@@ -200,7 +217,27 @@ def _read_tiff(path: Path, notes: list[str]) -> np.ndarray:
         array = np.moveaxis(array, 0, -1)
     if photometric == tifffile.PHOTOMETRIC.MINISWHITE and array.dtype.kind in "bu":
         array = ~array  # of unsigned numbers: the largest minus each
+    if tag is not None and tag.value in _TURNED:
+        notes.append(TURNED)
+        array = _turned(array, tag.value)
     return array
+
+
+def _full_range(array: np.ndarray, bits: int | tuple[int, ...]) -> np.ndarray:
+    """Unsigned numbers that have fewer bits than their type (12 of 16, say) over all that the type can hold."""
+    if array.dtype.kind != "u" or not isinstance(bits, int) or bits >= 8 * array.dtype.itemsize:
+        return array
+    stretched: np.ndarray = np.round(array * (np.iinfo(array.dtype).max / (2**bits - 1))).astype(array.dtype)
+    return stretched
+
+
+def _turned(array: np.ndarray, orientation: int) -> np.ndarray:
+    """[H, W, ...] upright, by an orientation of EXIF."""
+    if orientation >= 5:
+        array = array.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    return array[::-1] if orientation in (3, 4, 7, 8) else array
 
 
 def _reason(error: Exception) -> str:

@@ -79,12 +79,17 @@ class Plan:
 
 def frame_of(engine: Engine) -> Frame:
     """The bundle's image shape and padding (its fact `info image_padding L T R B`, none without)."""
-    for line in engine.describe().get("info", []):
+    return frame_in(engine.image_shape, engine.describe().get("info", []))
+
+
+def frame_in(image: tuple[int, ...], info: Sequence[str]) -> Frame:
+    """The same from the facts `info` of a bundle's manifest."""
+    for line in info:
         key, *values = line.split()
         if key == "image_padding":
             left, top, right, bottom = map(int, values)
-            return Frame(engine.image_shape, (left, top, right, bottom))
-    return Frame(engine.image_shape)
+            return Frame(image, (left, top, right, bottom))
+    return Frame(image)
 
 
 def context_of(engine: Engine, label: str | None) -> np.ndarray | None:

@@ -59,7 +59,13 @@ class Manifest:
 
     def entries(self) -> Iterator[Entry]:
         """The rows in their order, one at a time. InputError when the file is no longer what it was."""
-        yield from _entries(self.path, self.root, self.params)
+        seen = None
+        for entry in _entries(self.path, self.root, self.params):
+            if (now := _stamp(self.path)) != seen:
+                if now is None or sha256(self.path) != self.digest:
+                    raise InputError(f"{self.path} has changed since the batch began; bring it back to go on")
+                seen = now
+            yield entry
 
 
 def open_manifest(path: Path, root: Path | None, params: Collection[str]) -> Manifest:
@@ -75,6 +81,21 @@ def open_manifest(path: Path, root: Path | None, params: Collection[str]) -> Man
         if _twice(values):
             raise InputError(f"{path}: {_which(path, top, params, what)}")
     return Manifest(path, top, frozenset(params), sha256(path), len(names))
+
+
+def columns_of(path: Path) -> list[str]:
+    """The first line of a manifest, not checked. InputError when it cannot be read."""
+    with _opened(path) as stream:
+        return next(_rows(path, stream), [])
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """What changes when somebody writes to the file; None where it is gone."""
+    try:
+        facts = os.stat(path)
+    except OSError:
+        return None
+    return facts.st_ino, facts.st_size, facts.st_mtime_ns
 
 
 def _twice(values: array) -> bool:

@@ -49,6 +49,16 @@ BatchInputs = Annotated[
     ),
 ]
 Out = Annotated[Path, _option(None, "Folder for the results; new or empty.", "--out", "-o", metavar="DIR")]
+BatchOut = Annotated[
+    Path,
+    _option(
+        None,
+        "Folder for the results: new, empty, or that of the same batch, which then goes on.",
+        "--out",
+        "-o",
+        metavar="DIR",
+    ),
+]
 Overwrite = Annotated[
     bool, _option(None, "Replace items and reports of an earlier run in --out.", "--overwrite", metavar="")
 ]
@@ -65,6 +75,16 @@ Mask = Annotated[
     _option(
         _MEASUREMENT,
         "The mask instead of the task's own: white or 1 is observed. Once for all inputs, or once for each.",
+        "--mask",
+        metavar="FILE",
+    ),
+]
+BatchMask = Annotated[
+    list[Path] | None,
+    _option(
+        _MEASUREMENT,
+        "The mask instead of the task's own, for all items: white or 1 is observed. "
+        "A manifest's column `mask` gives each its own.",
         "--mask",
         metavar="FILE",
     ),

@@ -95,7 +95,7 @@ class OutputFolder:
     def file(self, name: str, content: bytes | str) -> Path:
         """Writes DIR/name in one step."""
         with self.stream(name) as stream:
-            stream.write(content.encode() if isinstance(content, str) else content)
+            stream.write(encoded(content) if isinstance(content, str) else content)
         return self.path / name
 
     @contextmanager
@@ -111,6 +111,11 @@ class OutputFolder:
             sync(self.path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def encoded(text: str) -> bytes:
+    """UTF-8, in which the name of a file that is none (Python has it with surrogates) gets its own bytes again."""
+    return text.encode(errors="surrogateescape")
 
 
 def is_item_folder(path: Path) -> bool:

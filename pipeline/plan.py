@@ -8,17 +8,18 @@ takes more for a moment, and where that does not fit the engine chooses smaller 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from rlsd.engine.files import read_manifest
+from rlsd.engine.files import MANIFEST, read_manifest
 from rlsd.pipeline.errors import InputError
 
 HALF, FLOAT = 2, 4
 LAUNCHES = 0.25  # of a batch's time that does not depend on its size, in particles: engine/src/gpu_pack.cpp
 STATE = 2 * 3 * FLOAT  # value and two moments, and a copy of them from before the tick
+Counted = dict[tuple[str, str, int], int]  # bytes by kind, graph and batch
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,18 @@ def read_plan(bundle: Path) -> Plan:
     facts = {words[0]: words[1:] for words in lines if len(words) > 1}
     if facts.get("target") != ["cuda"]:
         raise InputError(f"{bundle}: the plan is of the memory of a GPU, and this bundle is not for CUDA")
+    info = _counted(bundle, lines)
+    try:
+        plan = _plan(lines, facts, info)
+    except (KeyError, ValueError, IndexError):
+        plan = None
+    if plan is None or not plan.seats or lines[-1][0] != "end":
+        raise InputError(f"{bundle}: its {MANIFEST} is not that of a whole bundle")
+    return plan
+
+
+def _plan(lines: Sequence[Sequence[str]], facts: Mapping[str, Sequence[str]], info: Counted) -> Plan:
+    """The plan, by the manifest's lines as words. KeyError, ValueError or IndexError where they lack something."""
     latent, image = (prod(map(int, facts[name])) for name in ("latent", "image"))
     context = prod(map(int, facts["context"])) if "context" in facts else 0
     features = int(facts["feature_dim"][0]) if "feature_dim" in facts else 0
@@ -89,7 +102,6 @@ def read_plan(bundle: Path) -> Plan:
             operators[words[1]] += prod(map(int, words[3:]))
     operator = max(operators.values(), default=0)
     sizes = {words[1]: int(words[2]) for words in lines if words[0] == "file"}
-    info = _counted(bundle, lines)
     contexts = [(value, size) for (kind, name, size), value in info.items() if (kind, name) == ("kept", "context")]
     keys = contexts[0][0] // contexts[0][1] if contexts else HALF * context
     per_lane = latent * (FLOAT + 5 * HALF) + image * (2 * FLOAT + 2 * HALF) + FLOAT * operator + 2 * keys
@@ -106,9 +118,9 @@ def read_plan(bundle: Path) -> Plan:
     return Plan(sizes.get(facts.get("weights", [""])[0], 0), STATE * (latent + image), FLOAT * operator + keys, seats)
 
 
-def _counted(bundle: Path, lines: Sequence[Sequence[str]]) -> dict[tuple[str, str, int], int]:
+def _counted(bundle: Path, lines: Sequence[Sequence[str]]) -> Counted:
     """What the lines "info kept|peak GRAPH BATCH BYTES" say; the core does not check them. InputError."""
-    counted = {}
+    counted: Counted = {}
     for words in lines:
         if words[:2] not in (["info", "kept"], ["info", "peak"]):
             continue

@@ -90,4 +90,5 @@ def write_report(folder: OutputFolder, content: dict[str, Any]) -> Path:
     folder.file("items.csv", items_csv(content["items"]))
     folder.file("particles.csv", particles_csv(content["items"]))
     folder.file("report.json", to_json(content))
-    return folder.file("report.html", to_html(content))
+    page = to_html(content).encode(errors="backslashreplace")  # names of files need not be text, a page has to be
+    return folder.file("report.html", page)

@@ -19,7 +19,7 @@ class Settings:
 
     label: the named context that the prior is conditioned on, None for none. prompt: a text in place of it.
     text_encoder: the checkpoint that turns the prompt into a context, default the one that the bundle names.
-    Raises InputError.
+    each_labelled: the items have labels of their own, in place of this one. Raises InputError.
     """
 
     params: Params
@@ -29,6 +29,7 @@ class Settings:
     label: str | None = None
     prompt: str | None = None
     text_encoder: str | None = None
+    each_labelled: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.particles <= MAX_PARTICLES:
@@ -41,7 +42,7 @@ class Settings:
             raise InputError(f"class {self.label!r} and prompt {self.prompt!r} are given; only one of them is allowed")
         if self.text_encoder is not None and self.prompt is None:
             raise InputError(f"text encoder {self.text_encoder} is given, but no prompt for it")
-        if self.params.guidance != 1 and self.label is None and self.prompt is None:
+        if self.params.guidance != 1 and self.label is None and self.prompt is None and not self.each_labelled:
             raise InputError(
                 f"guidance is {self.params.guidance:g}, which needs a class to guide to: name one, or give a prompt"
             )
@@ -50,7 +51,7 @@ class Settings:
         """All of it for a report, in the symbols of the paper."""
         params = {key.rstrip("_"): value for key, value in asdict(self.params).items()}
         facts: dict[str, object] = {"particles": self.particles, "seed": self.seed, "sigma": self.sigma}
-        facts |= {"class": self.label, "prompt": self.prompt}
+        facts |= {"class": self.label, "prompt": self.prompt, "text_encoder": self.text_encoder}
         return {**facts, **params}
 
 
@@ -61,7 +62,7 @@ def settings_for(task: Task, family: str, changes: Mapping[str, object]) -> Sett
     """
     changes = {key: value for key, value in changes.items() if value is not None}
     values = {**task.preset(family, str(changes.get("variant", "rlsd")))._asdict(), **changes}
-    names = ("particles", "seed", "sigma", "label", "prompt", "text_encoder")
+    names = ("particles", "seed", "sigma", "label", "prompt", "text_encoder", "each_labelled")
     outer = {key: values.pop(key) for key in names if key in values}
     try:
         return Settings(Params(**values), **outer)

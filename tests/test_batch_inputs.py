@@ -71,6 +71,7 @@ def test_measured_arrays_are_taken_as_they_are() -> None:
     save("mask.zarr", np.ones((1, 1, 4, 4), np.float32))
     Path("list.csv").write_text("input,mask\ny.zarr[0],mask.zarr[0]\n")
     assert batch("--measured", source="list.csv") == 0
+    assert batch("--measured", "--mask", "mask.zarr[0]", source="y.zarr[0]", out="plain") == 0
 
 
 def spoil(what: str) -> None:

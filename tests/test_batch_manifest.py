@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tracemalloc
 from pathlib import Path
 
@@ -135,6 +136,46 @@ def test_a_bad_cell_is_its_rows_own(column: str, value: str, message: str) -> No
     bad, good = listed(f"input,{column}\nin/0.png,{value}\nin/1.png,\n")
     assert bad.error and message in bad.error and bad.error.startswith("row 0: ") and bad.index == 0
     assert good.error is None and good.index == 1
+
+
+def test_a_class_in_each_row_is_guided_to() -> None:
+    Path("list.csv").write_text("input,class\nin/0.png,loud\nin/1.png,\n")
+    assert batch("--guidance", "3", source="list.csv") == 1
+    assert os.listdir("out/items") == ["000000-0"]
+    assert "guidance is 3, which needs a class" in failures(Path("out"))["000001-1"]
+    assert batch("--guidance", "3", out="other") == 2
+
+
+def test_a_mask_in_each_row_of_measurements() -> None:
+    np.save("mask.npy", np.ones((1, 4, 4), np.float32))
+    Path("list.csv").write_text("input,mask\nin/0.png,mask.npy\nin/1.png,\n")
+    assert batch("--measured", source="list.csv") == 1
+    assert "needs the operator's mask" in failures(Path("out"))["000001-1"]
+
+
+def test_the_same_list_of_other_images_is_another_batch(capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree("in", "a/in")
+    shutil.copytree("in", "b/in")
+    os.symlink("a", "now")
+    Path("list.csv").write_text("input\nin/0.png\n")
+    assert batch("--root", "now", source="list.csv") == 0
+    assert batch("--root", "a", source="list.csv") == 0
+    os.unlink("now")
+    os.symlink("b", "now")
+    assert batch("--root", "now", source="list.csv") == 2
+    assert "holds a batch whose root is" in capsys.readouterr().err
+
+
+def test_a_manifest_that_changes_is_noticed() -> None:
+    Path("list.csv").write_text("input\nin/0.png\nin/1.png\n")
+    manifest = open_manifest(Path("list.csv"), None, [])
+    entries = manifest.entries()
+    assert next(entries).name == "000000-0"
+    os.utime("list.csv", (1, 1))  # touched, but the same
+    assert next(entries).name == "000001-1"
+    Path("list.csv").write_text("input\nin/0.png\nin/2.png\n")
+    with pytest.raises(InputError, match=r"list\.csv has changed since the batch began"):
+        list(manifest.entries())
 
 
 def test_bad_class_and_parameter_fail_alone() -> None:

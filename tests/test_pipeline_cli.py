@@ -1,6 +1,8 @@
 """The command line with a stand-in engine: what it writes and how it ends."""
 
+import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -113,6 +115,26 @@ def test_names_that_look_like_markup(capsys):
     assert "[bold]out/report.html" in capsys.readouterr().out
 
 
+def test_names_of_files_need_not_be_text(tmp_path):
+    name = os.fsdecode(b"caf\xe9.png")
+    os.rename("a.png", name)
+    assert reconstruct(source=name) == 0
+    assert json.loads((tmp_path / "out/report.json").read_text())["items"][0]["source"] == name
+    assert b",caf\xe9.png," in (tmp_path / "out/items.csv").read_bytes()
+    assert r"from caf\udce9.png" in (tmp_path / "out/report.html").read_text(encoding="utf-8")
+
+
+def test_a_terminal_that_lacks_the_letters_of_a_name(tmp_path, monkeypatch):
+    os.rename("a.png", "кот.png")
+    words = ["reconstruct", "-m", "bundle", "-t", "half", "-i", "кот.png", "-o", "out"]
+    stdout = io.TextIOWrapper(said := io.BytesIO(), "ascii", write_through=True)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
+        patch.setattr("sys.stdout", stdout)
+        patch.setattr("sys.argv", ["rlsd", *words, "--steps", "4"])
+        cli.main()
+    assert end.value.code == 0 and rb"\u043a\u043e\u0442" in said.getvalue()
+
+
 def test_what_a_killed_run_left_is_no_obstacle(tmp_path):
     (tmp_path / "out" / ".tmp-abc").mkdir(parents=True)
     assert reconstruct() == 0
@@ -138,6 +160,30 @@ def test_tasks_and_info(capsys):
     assert "28 x 28 are content" in shown and "2.0e-07" in shown and "mask 1 x 32 x 32" in shown
     assert rlsd("info") == 0
     assert "ONNX Runtime" in capsys.readouterr().out
+
+
+def test_without_a_command_there_is_the_help_and_nothing_else(capsys):
+    assert rlsd() == 2
+    said = capsys.readouterr()
+    assert "Usage: rlsd" in said.out + said.err and "rlsd: " not in said.err
+
+
+def test_a_plan_of_a_manifest_that_was_cut_off(tmp_path, capsys):
+    lines = [
+        "rlsd-bundle 1",
+        "target cuda",
+        "image 1 8 8",
+        "latent 1 4 4",
+        "graph denoiser 2 d",
+        "weights w",
+        "file w 9 ab",
+    ]
+    for count in range(2, len(lines) + 1):
+        (tmp_path / "bundle/manifest.txt").write_text("\n".join(lines[:count]))
+        assert rlsd("info", "bundle", "--plan") == 2
+        assert capsys.readouterr().err == "rlsd: bundle: its manifest.txt is not that of a whole bundle\n"
+    (tmp_path / "bundle/manifest.txt").write_text("\n".join([*lines, "end ab"]))
+    assert rlsd("info", "bundle", "--plan") == 0
 
 
 def test_wildcards_may_follow_an_option():

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from rlsd.pipeline.errors import InputError
-from rlsd.pipeline.fit import Frame, fit_image, read_measurement, read_parameter, resize_to_fill
+from rlsd.pipeline.fit import Frame, centred_part, fit_image, read_measurement, read_parameter, resize_to_fill
 from rlsd.pipeline.images import Picture
 
 RNG = np.random.default_rng(0)
@@ -46,6 +46,20 @@ def test_resize_keeps_the_centre():
     resized = resize_to_fill(image, (20, 20))
     np.testing.assert_array_equal(resized[..., 3:17], 1)  # at the edge the filter sees what was cut
     assert resized.min() > 0.8
+
+
+@pytest.mark.parametrize("size", [(900, 1200), (1200, 900), (29, 50)])
+def test_photos_of_any_size_are_fitted(size):
+    assert resize_to_fill(np.zeros((1, *size), np.float32), (28, 28)).shape == (1, 28, 28)
+
+
+def test_the_part_that_is_kept_lies_in_the_picture():
+    sizes = [*range(1, 1300, 7), 900, 1024, 4000]
+    for wanted in ((28, 28), (512, 512), (48, 64)):
+        for height, width in ((h, w) for h in sizes for w in sizes):
+            left, top, right, bottom = centred_part((height, width), wanted)
+            assert 0 <= left < right <= width and 0 <= top < bottom <= height
+            assert (bottom - top) * wanted[1] == pytest.approx((right - left) * wanted[0])
 
 
 def test_colour_and_gray():
@@ -97,6 +111,25 @@ def test_masks_from_files(tmp_path):
         read_parameter(tmp_path / "bad.npy", "mask", (1, 32, 32), FRAME)
     with pytest.raises(InputError, match="has the shape 1 x 32 x 32; 1 x 16 x 16 is wanted"):
         read_parameter(tmp_path / "bad.npy", "mask", (1, 16, 16), Frame((1, 16, 16)))
+
+
+def test_a_mask_may_be_a_picture_of_0_and_1(tmp_path):
+    wanted = np.zeros((1, 32, 32), np.float32)
+    wanted[:, 16:] = 1
+    for kind in (np.uint8, np.uint16):
+        Image.fromarray(wanted[0].astype(kind)).save(tmp_path / "m.png")
+        np.testing.assert_array_equal(read_parameter(tmp_path / "m.png", "mask", (1, 32, 32), FRAME), wanted)
+    Image.fromarray(wanted[0].astype(np.uint8)[..., None].repeat(3, 2)).save(tmp_path / "m.png")
+    np.testing.assert_array_equal(read_parameter(tmp_path / "m.png", "first_mask", (1, 32, 32), FRAME), wanted)
+
+
+@pytest.mark.parametrize("size", [28, 32])
+def test_a_mask_that_hides_everything_is_refused(tmp_path, size):
+    np.save(tmp_path / "m.npy", np.pad(np.zeros((28, 28)), (size - 28) // 2, constant_values=1))
+    Image.fromarray(np.full((size, size), 2, np.uint8)).save(tmp_path / "m.png")
+    for name in ("m.npy", "m.png"):
+        with pytest.raises(InputError, match=f"{name} hides every pixel; a mask is 1 or white where"):
+            read_parameter(tmp_path / name, "mask", (1, 32, 32), FRAME)
 
 
 def test_kernels_from_files(tmp_path):

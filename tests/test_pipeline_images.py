@@ -1,7 +1,9 @@
 """Reading images in every format, and refusing what is none."""
 
 import io
+import struct
 import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -90,6 +92,48 @@ def test_jpeg_is_turned_upright(tmp_path):
     picture = read_image(tmp_path / "a.jpg")
     assert picture.values.shape == (3, 20, 12)
     assert picture.notes == ("turned as its EXIF orientation says",)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tiff_is_turned_as_a_png_is(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(RGB8).save(tmp_path / "a.png", exif=exif)
+    tifffile.imwrite(tmp_path / "a.tif", RGB8, photometric="rgb", extratags=[(274, 3, 1, orientation, True)])
+    Image.fromarray(RGB8).save(tmp_path / "pillow.tif", compression="tiff_lzw", tiffinfo={274: orientation})
+    Image.fromarray(RGB8).convert("P").save(tmp_path / "palette.tif", tiffinfo={274: orientation})
+    wanted = read_image(tmp_path / "a.png")
+    for name in ("a.tif", "pillow.tif"):
+        found = read_image(tmp_path / name)
+        assert found.notes == wanted.notes and len(found.notes) == (orientation > 1)
+        np.testing.assert_allclose(found.values, wanted.values, atol=1e-6)
+    assert read_image(tmp_path / "palette.tif").values.shape == wanted.values.shape
+
+
+@pytest.mark.parametrize("bits", [4, 12])
+def test_tiff_of_other_depths_spans_black_to_white(tmp_path, bits):
+    values = np.linspace(0, 2**bits - 1, 64).astype(int).reshape(4, 16)
+    data = int("".join(f"{value:0{bits}b}" for value in values.ravel()), 2).to_bytes(8 * bits, "big")
+    tags = {256: 16, 257: 4, 258: bits, 259: 1, 262: 1, 273: 8, 277: 1, 278: 4, 279: len(data)}
+    lines = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = struct.pack("<2sHI", b"II", 42, 8 + len(data))
+    (tmp_path / "a.tif").write_bytes(head + data + struct.pack("<H", len(tags)) + lines + bytes(4))
+    found = read_image(tmp_path / "a.tif").values[0]
+    np.testing.assert_allclose(found, values / (2**bits - 1) * 2 - 1, atol=2 / 65535)
+
+
+@pytest.mark.parametrize("colour", [0, 2, 4])
+def test_a_png_of_16_bits_that_is_cut_says_so(tmp_path, colour):
+    channels = {0: 1, 2: 3, 4: 2}[colour]
+    lines = b"".join(b"\0" + bytes(range(2 * channels)) for _ in range(2))
+    chunks = (
+        (b"IHDR", struct.pack(">2I5B", 1, 2, 16, colour, 0, 0, 0)),
+        (b"IDAT", zlib.compress(lines)),
+        (b"IEND", b""),
+    )
+    parts = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    assert ("16 bits cut to 8" in read_image(tmp_path / "a.png").notes) == (colour > 0)
 
 
 @pytest.mark.parametrize("array", [GRAY8, GRAY16, RGB8, RGB16, GRAY16.astype(">u2")])
@@ -191,3 +235,12 @@ def test_a_bomb_is_refused(tmp_path):
     (tmp_path / "a.npy").write_bytes(head)
     with pytest.raises(InputError):
         read_image(tmp_path / "a.npy")
+
+
+def test_the_limit_of_pixels_is_ours_and_not_pillows(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
+    Image.fromarray(GRAY8).save(tmp_path / "a.png")
+    assert_reads(tmp_path / "a.png", GRAY8)
+    Image.fromarray(np.zeros((30, 20), np.uint8)).save(tmp_path / "b.png")
+    with pytest.raises(InputError, match=r"b\.png: has more values than the 100000000 that are allowed"):
+        read_image(tmp_path / "b.png")

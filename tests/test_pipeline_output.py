@@ -93,3 +93,14 @@ def test_unusable_output_folders(tmp_path):
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(InputError, match="is a file; a folder is wanted"):
             OutputFolder(path, []).check()
+
+
+def test_only_a_bundle_is_overwritten(tmp_path):
+    pytest.importorskip("onnx_ir")
+    from rlsd.export.bundle import BundleWriter
+
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(FileExistsError, match=r"photos is no bundle, which has a manifest\.txt; only a bundle is over"):
+        BundleWriter(tmp_path / "photos", "x", "p", "cpu", "fp32", overwrite=True)
+    with pytest.raises(FileExistsError, match="photos exists already; name another folder or allow to overwrite"):
+        BundleWriter(tmp_path / "photos", "x", "p", "cpu", "fp32")

@@ -118,10 +118,10 @@ def test_parameter_files_one_for_all_or_one_for_each(engine, tmp_path):
     masks = []
     for index in range(2):
         masks.append(tmp_path / f"m{index}.npy")
-        np.save(masks[-1], np.full((32, 32), bool(index)))
+        np.save(masks[-1], np.arange(32) % 2 * np.ones((32, 1)) if index else np.ones((32, 32)))
     plan = Plan(TASKS["random"], SETTINGS, name_sources(images), given={"mask": masks})
     check_plan(engine, plan)
-    assert [loaded.operator_params["mask"].mean() for loaded in load_items(engine, plan)] == [0, 1]
+    assert [loaded.operator_params["mask"].mean() for loaded in load_items(engine, plan)] == [1, 0.5]
     with pytest.raises(InputError, match="mask has 3 files for 2 inputs; give one, or one for each"):
         check_plan(engine, Plan(TASKS["random"], SETTINGS, plan.sources, given={"mask": [*masks, masks[0]]}))
     with pytest.raises(InputError, match="operator superres4 has no parameter 'mask'; allowed is none"):
