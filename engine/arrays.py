@@ -50,9 +50,9 @@ def filled_array(name: str, array: Any, shape: tuple[int, ...]) -> HostArray | D
     return HostArray(array)
 
 
-def tensor_structs(arrays: Mapping[str, Any]) -> tuple[c.Array, list[HostArray | DeviceArray]]:
-    """The arrays as rlsd_tensor structs, and what has to stay alive with them."""
-    keep = [given_array(name, array, whole=True) for name, array in arrays.items()]
+def tensor_structs(arrays: Mapping[str, Any], whole: bool = True) -> tuple[c.Array, list[HostArray | DeviceArray]]:
+    """The arrays as rlsd_tensor structs, and what has to stay alive with them. whole: as in given_array."""
+    keep = [given_array(name, array, whole) for name, array in arrays.items()]
     structs = [
         native.TensorStruct(name.encode(), a.pointer, a.size, 2 if getattr(a.source, "dtype", None) == np.int64 else 1)
         for name, a in zip(arrays, keep)

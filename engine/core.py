@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,6 +21,11 @@ from rlsd.engine.files import facts_in, read_manifest, read_verified
 from rlsd.engine.jobs import Gather, Handle, Job, OperatorInfo, Progress, Result, operators_in
 from rlsd.engine.native import RlsdError, Status, check, library
 from rlsd.engine.params import REPULSIONS, VARIANTS
+
+# What the fields of rlsd_request hold; ctypes would take the lowest bits of any other number.
+_INT32 = (-(2**31), 2**31 - 1)
+_WHOLE = {"particles": _INT32, "first_particle": _INT32, "all_particles": _INT32}
+_WHOLE |= {"seed": (0, 2**64 - 1), "item": (0, 2**32 - 1)}
 
 
 class Engine:
@@ -161,18 +167,22 @@ class Engine:
 
         out, out_latents: arrays to be filled, [N, C, H, W] and [N, *latent_shape], of NumPy or of the engine's GPU;
         float32 and contiguous. Default: new ones of NumPy. Raises RlsdError for a job that is not possible, ValueError
-        for an array of another shape or type, or on a GPU where the engine is not.
+        for an array of another shape or type, or on a GPU where the engine is not, and for a number that C cannot hold.
         """
-        n, p = job.particles, job.params
+        for name, (low, high) in _WHOLE.items():
+            if not (isinstance(value := getattr(job, name), Integral) and low <= int(value) <= high):
+                raise ValueError(f"{name} is {value}, allowed is a whole number from {low} to {high}")
+        n, p = int(job.particles), job.params
         params = native.ParamsStruct()
         check(library().rlsd_params_init(params, c.sizeof(params)))
         for each in fields(p):
             value = getattr(p, each.name)
-            setattr(params, each.name, VARIANTS.get(value, REPULSIONS.get(value)) if isinstance(value, str) else value)
+            word = VARIANTS.get(value, REPULSIONS.get(value)) if isinstance(value, str) else None
+            setattr(params, each.name, word if word is not None else int(value) if each.name == "steps" else value)
         request = native.RequestStruct()
         check(library().rlsd_request_init(request, c.sizeof(request)))
         y = given_array("y", job.y)
-        tensors, keep = tensor_structs(job.operator_params)
+        tensors, keep = tensor_structs(job.operator_params, whole=False)
         context = None if job.context is None else given_array("context", job.context)
         particles = filled_array("out", out, (max(n, 0), *self.image_shape))
         latents = filled_array("out_latents", out_latents, (max(n, 0), *self.latent_shape))
@@ -182,13 +192,13 @@ class Engine:
         request.params, request.param_count = tensors, len(keep)
         if context is not None:
             request.context, request.context_count = context.pointer, context.size
-        request.particles, request.seed, request.item = n, job.seed, job.item
+        request.particles, request.seed, request.item = n, int(job.seed), int(job.item)
         request.out, request.out_count = particles.pointer, particles.size
         request.out_latents, request.out_latents_count = latents.pointer, latents.size
         trace = np.zeros((p.steps - 1, max(n, 0), 3), np.float32) if job.trace else None
         if trace is not None:
             request.out_trace, request.out_trace_count = trace.ctypes.data, trace.size
-        request.first_particle, request.all_particles = job.first_particle, job.all_particles
+        request.first_particle, request.all_particles = int(job.first_particle), int(job.all_particles)
         if job.gather is not None:
             request.gather = native.GATHER(partial(self._on_gather, job.gather))
         if job.snapshot is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 VARIANTS = {"rlsd": 1, "rlsd-nonaug": 2}
 REPULSIONS = {"auto": 0, "features": 1, "latent": 2}
@@ -54,9 +55,9 @@ class Params:
         for field, allowed in (("variant", VARIANTS), ("repulsion", REPULSIONS)):
             if getattr(self, field) not in allowed:
                 raise ValueError(f"{field} is {getattr(self, field)!r}, allowed is {' or '.join(allowed)}")
-        if not isinstance(self.steps, int):
+        if not isinstance(self.steps, Integral):
             raise ValueError(f"steps is {self.steps!r}, allowed is a whole number")
         for field, (low, high) in _RANGES.items():
             value = getattr(self, field)
-            if not (isinstance(value, (int, float)) and math.isfinite(value) and low <= value <= high):
-                raise ValueError(f"{field.rstrip('_')} is {value!r}, allowed is {low:g} to {high:g}")
+            if not (isinstance(value, Real) and math.isfinite(value) and low <= value <= high):
+                raise ValueError(f"{field.rstrip('_')} is {value}, allowed is {low:g} to {high:g}")

@@ -24,6 +24,8 @@ def check_own(spec: str, operator: nn.Module, image: Sequence[int]) -> None:
     y = precise(x, **given)
     if not isinstance(y, Tensor) or y.dim() < 2 or y.shape[0] != 2 or not y.is_floating_point():
         raise CheckError(f"operator {spec!r} must give a real tensor [B, ...] for images [B, ...]: {_said(y)}")
+    if y.numel() == 0:
+        raise CheckError(f"operator {spec!r} measures nothing: {_said(y)}")
     if not y.requires_grad:
         raise CheckError(f"operator {spec!r} gives no gradient in x")
     linear, affine = (getattr(operator, word, False) for word in ("linear", "affine"))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import nn
 
 from rlsd.export.adjoint import check_own
+from rlsd.export.check import CheckError
 from rlsd.export.deepinv import from_physics, is_physics
 
 
@@ -26,17 +29,33 @@ def load_own(spec: str, image: Sequence[int]) -> tuple[str, nn.Module]:
     path = Path(file)
     if not path.is_file() or path.suffix != ".py" or not word.isidentifier():
         raise ValueError(f"operator {spec!r} is not allowed: FILE.py:NAME, with a file that is there")
-    found = getattr(_imported(path), word, None)
+    with _users(spec, path):
+        found = getattr(_imported(path), word, None)
     if found is None:
         raise ValueError(f"operator {spec!r}: {path.name} defines no {word}")
-    operator = found if isinstance(found, nn.Module) else found(tuple(image))
+    with _users(spec, path):
+        operator = found if isinstance(found, nn.Module) else found(tuple(image))
     if is_physics(operator):
         operator = from_physics(operator, image)
     if not isinstance(operator, nn.Module):
         raise ValueError(f"operator {spec!r} is a {type(operator).__name__}, not a torch.nn.Module")
     operator = operator.float().eval().requires_grad_(False)
-    check_own(spec, operator, image)
+    with _users(spec, path):
+        check_own(spec, operator, image)
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", word).lower(), operator
+
+
+@contextmanager
+def _users(spec: str, path: Path) -> Iterator[None]:
+    """What the user's code raises is said in one sentence, with the last of its lines that was reached."""
+    try:
+        yield
+    except CheckError:
+        raise
+    except Exception as error:
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path]
+        where = f" ({path.name}, line {lines[-1]})" if lines else ""
+        raise ValueError(f"operator {spec!r}: {type(error).__name__}: {error}{where}") from error
 
 
 def _imported(path: Path) -> object:

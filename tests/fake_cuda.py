@@ -9,6 +9,7 @@ fake.check()  # what went wrong in a kernel, or a fault
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -112,6 +113,21 @@ class FakeCuda:
 
     def extent(self, pointer: int) -> int:
         return self.library.fake_cuda_extent(ctypes.c_ulonglong(pointer))
+
+    @contextlib.contextmanager
+    def context(self):
+        """The device's context is current on this thread, as torch's or CuPy's allocations make it."""
+        library, context = self.library, ctypes.c_void_p()
+        assert library.cuInit(0) == library.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0) == 0
+        assert library.cuCtxSetCurrent(context) == 0
+        yield
+        assert library.cuCtxSetCurrent(None) == library.cuDevicePrimaryCtxRelease_v2(0) == 0
+
+    def current(self) -> int | None:
+        """The context that is current on this thread."""
+        context = ctypes.c_void_p()
+        assert self.library.cuCtxGetCurrent(ctypes.byref(context)) == 0
+        return context.value
 
     def run_kernels(self, run: bool = True) -> None:
         """Run every kernel that is launched by Triton's interpreter; without this they only are written down."""

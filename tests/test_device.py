@@ -166,7 +166,7 @@ class OnDevice:
 
 def test_arrays_of_the_device_pass_without_the_host(fake, bundle, tmp_path):
     job = make_job(NETS, particles=2, params=Params(**PARAMS))
-    with Engine(bundle) as engine:
+    with Engine(bundle) as engine, fake.context():
         (wanted,) = engine.reconstruct([job])
         y, mask = OnDevice(fake, job.y), OnDevice(fake, job.operator_params["mask"])
         out, latents = OnDevice(fake, np.ones((2, 1, 4, 4))), OnDevice(fake, np.ones((2, 4, 2, 2)))

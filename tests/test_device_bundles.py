@@ -5,7 +5,10 @@ Every case alters one fact of a good bundle and seals it again, so that nothing 
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +78,7 @@ CHANGES = [
     ("image 1 4 4", "image 1 4 5", "latents or images of 20 values"),
     (r"kernel start .*\n", "", "the bundle has no kernel 'start'"),
     (r"(kernel start .*) BLOCK=\d+", r"\1", "kernel 'start' has no constant 'BLOCK'"),
+    (r"(kernel start .* BLOCK=)\d+", r"\g<1>0", "kernel 'start': BLOCK is 0, at least 1 is needed"),
     (r"(kernel start .*) \w+:\S+ (\w+:\S+ \w+:\S+ )", r"\1 \2", "kernel 'start' takes other arguments than the engine"),
     (r"(kernel start .* )(\w+):\*fp32", r"\1\2:*fp32 \2:i32", "kernel 'start' takes other arguments than the engine"),
     (r"(kernel start .* )size:i32 ", r"\1size:fp32 ", "kernel 'start' takes other arguments than the engine"),
@@ -177,3 +181,67 @@ def test_an_activation_of_two_sizes(fake, altered):
     edit(altered, "decoder_pull", lambda graph: ask_for(graph, 4))
     words = "tensor 'decoder.more' is float16 of 3 elements in one graph, and float16 of 4 in another"
     refused(altered, words)
+
+
+def graph_of_contexts(bundle: Path, out: str, facts: list[str]) -> None:
+    """Adds a graph `context` that hands it on as `out`."""
+    for batch in (1,):
+        ends = [
+            onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT16, [batch, 2, 3]) for n in ("context", out)
+        ]
+        graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["context"], [out])], "g", ends[:1], ends[1:])
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+        (bundle / f"context.b{batch}.onnx").write_bytes(model.SerializeToString())
+        facts = [*facts, f"graph context {batch} context.b{batch}.onnx"]
+    seal(bundle, facts)
+
+
+def test_a_graph_of_contexts_without_a_context(fake, altered):
+    facts = [line for line in lines_of(altered) if not line.startswith(("context ", "null_context ", "named_context "))]
+    graph_of_contexts(altered, "keys", facts)
+    refused(altered, "the manifest has no line 'context'")
+
+
+@pytest.mark.parametrize(
+    "out, size, words", [("keys", 99, "tensor 'keys' is float16 of"), ("values", 6, "does not give 'keys'")]
+)
+def test_keys_that_the_graph_of_contexts_does_not_give(fake, altered, out, size, words):
+    graph_of_contexts(altered, out, lines_of(altered))
+    keys = onnx.helper.make_tensor_value_info("keys", onnx.TensorProto.FLOAT16, [1, size])
+    edit(altered, "denoiser", lambda graph: graph.input.append(keys))
+    refused(altered, words)
+
+
+LATER_GRAPH_REFUSED = """
+import sys
+from rlsd.engine import Engine, RlsdError
+try:
+    Engine(sys.argv[1])
+except RlsdError as error:
+    print(error)
+"""
+
+
+def test_a_graph_that_is_refused_after_one_of_our_operators_was_made(fake, altered):
+    """The session of the decoder goes before the operators that it refers to: freed memory is overwritten here."""
+
+    def with_operator(graph):
+        for name, shape in (("rows", (1, 16)), ("row", (16,))):
+            graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(shape, np.float32), name))
+        graph.node.append(onnx.helper.make_node("BiasResidual", ["rows", "row"], ["more"], domain="rlsd"))
+        graph.output.append(onnx.helper.make_tensor_value_info("more", onnx.TensorProto.FLOAT, [1, 16]))
+
+    for path in altered.glob("decoder.b*.onnx"):
+        model = onnx.load(path, load_external_data=False)
+        with_operator(model.graph)
+        model.opset_import.append(onnx.helper.make_opsetid("rlsd", 1))
+        path.write_bytes(model.SerializeToString())
+    (altered / "denoiser.b1.onnx").write_bytes((altered / "decoder.b1.onnx").read_bytes())
+    seal(altered, lines_of(altered))
+    run = subprocess.run(
+        [sys.executable, "-c", LATER_GRAPH_REFUSED, str(altered)],
+        env={**os.environ, "MALLOC_PERTURB_": "165", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0 and "graph 'denoiser'" in run.stdout, run.stderr

@@ -10,9 +10,11 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from ctypes.util import find_library
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("onnx")
@@ -70,6 +72,30 @@ def test_an_error_that_the_driver_has_no_words_for(fake, bundle):
         Engine(bundle)
     assert raised.value.status == Status.RUNTIME_ERROR
     Engine(bundle).close()
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_the_context_of_the_calling_thread_stays_what_it_was(fake, bundle, inside):
+    """It may be that of another GPU, on which the caller goes on."""
+    fake.library.cuInit(0)
+    with fake.context() if inside else nullcontext():
+        before = fake.current()
+        assert (before is not None) == inside
+        engine = Engine(bundle)
+        handle = engine.submit(JOB)
+        engine.tick()
+        handle.snapshot()
+        engine.run()
+        engine.evaluate("decoder", ["image"], z=np.zeros((1, *engine.latent_shape), np.float32))
+        fake.fail("cuLaunchKernel", 1, 719)
+        with pytest.raises(RlsdError):
+            engine.reconstruct([JOB])
+        assert fake.current() == before
+        engine.close()
+        fake.fail("cuModuleLoadData", 2, 719)
+        with pytest.raises(RlsdError):
+            Engine(bundle)
+        assert fake.current() == before
 
 
 def test_a_device_that_is_lost_while_a_job_is_read(fake, bundle):

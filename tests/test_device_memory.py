@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,9 +42,10 @@ def greedy(source: Path, target: Path, batches: list[int]) -> Path:
 
 
 def test_a_graph_without_memory_makes_batches_smaller(fake, tmp_path):
-    job = make_job(NETS, particles=4, params=Params(gamma=2.0, **SHORT))
-    with Engine(greedy(tmp_path / "cpu", tmp_path / "cuda", [2])) as engine:
+    job, said = make_job(NETS, particles=4, params=Params(gamma=2.0, **SHORT)), []
+    with Engine(greedy(tmp_path / "cpu", tmp_path / "cuda", [2]), log=said.append) as engine:
         (found,) = engine.reconstruct([job])
+    assert said[1:] == ["memory is short: batches have at most 1 of 2 lanes"]
     assert difference(found.particles, reference(NETS, job)) < TOLERANCE
 
 
@@ -130,3 +133,93 @@ def test_a_job_in_the_place_of_one_that_is_done_is_the_same(fake, bundle):
         handles = [handle, engine.submit(last)]
         engine.run()
         assert [each.result().particles.tobytes() for each in handles] == wanted
+
+
+def ends_with(engine: Engine, particles: int, operator: str = "inpainting") -> Status:
+    handle = engine.submit(make_job(NETS, operator, particles=particles, params=Params(gamma=2.0, **SHORT)))
+    with suppress(RlsdError):
+        engine.run()
+    return Status(handle.info().status)
+
+
+@pytest.mark.parametrize("first, failing", [(0, [4]), (2, [10, 20])])
+def test_a_state_that_cannot_grow_stays_whole(fake, bundle, first, failing):
+    """There is no memory for an array in the middle; with seats to give up, not after that either."""
+    with Engine(bundle) as engine:
+        if first:
+            assert ends_with(engine, first) == Status.OK
+        for nth in failing:
+            fake.fail("cuMemAlloc_v2", nth, 2)
+        found = [ends_with(engine, n) for n in (16, 2, 1, 2, 16)]
+    assert found == [Status.OUT_OF_MEMORY, *[Status.OK] * 4]
+
+
+def used(fake) -> int:
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    with fake.context():
+        assert fake.library.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)) == 0
+    return total.value - free.value
+
+
+def test_a_job_that_does_not_fit_leaves_the_others_alone(fake, bundle):
+    def job(particles: int, **changes) -> Job:
+        return make_job(NETS, particles=particles, params=Params(gamma=2.0, **SHORT), **changes)
+
+    with Engine(bundle, max_particles=500) as engine:
+        (wanted,) = engine.reconstruct([job(2)])
+        running = engine.submit(job(2))
+        engine.tick()
+        fake.set_memory(used(fake) + 20000)
+        large, queued = engine.submit(job(490, item=2)), engine.submit(job(20, item=3))
+        with pytest.raises(RlsdError, match=r"cannot allocate .* bytes on the device"):
+            engine.tick()
+        fake.set_memory(1 << 36)
+        engine.run()
+    assert [Status(each.info().status) for each in (running, large, queued)] == [0, Status.OUT_OF_MEMORY, 0]
+    assert running.result().particles.tobytes() == wanted.particles.tobytes()
+    assert np.isfinite(queued.result().particles).all() and not large._particles.any()
+
+
+def test_seats_of_jobs_that_are_done_make_room(fake, bundle):
+    """Enough memory for either job; seats of the first, under repulsion in many batches, lie where the other's go."""
+    fake.run_kernels(False)
+    with Engine(bundle) as engine:
+        assert ends_with(engine, 40) == Status.OK
+        fake.set_memory(used(fake) + 4096)
+        assert ends_with(engine, 48, "saturate") == ends_with(engine, 2, "saturate") == Status.OK
+
+
+def test_operators_share_the_seats(fake, bundle):
+    with Engine(bundle) as engine:
+        assert ends_with(engine, 4) == Status.OK
+        before = used(fake)
+        assert ends_with(engine, 4, "saturate") == Status.OK
+        assert used(fake) - before < 4 * 4 * (6 + 1)  # y and gain of four lanes
+        fake.clear_log()
+        assert ends_with(engine, 4) == Status.OK
+        assert not [line for line in fake.log() if line.startswith("cuMemAlloc") and int(line.split()[1]) > before // 4]
+
+
+def test_more_particles_than_a_grid_has_rows(fake, bundle):
+    fake.run_kernels(False)
+    with Engine(bundle) as engine:
+        handle = engine.submit(make_job(NETS, particles=65537, params=Params(**{**PARAMS, "steps": 2})))
+        engine.tick()
+        assert handle.info().step == 1
+
+
+UNSAFE = ("cuModule", "cuMemAlloc", "cuMemFree", "cuMemHostAlloc", "cuMemFreeHost")
+
+
+def test_the_first_tick_does_nothing_that_spoils_a_recording_of_another_engine(fake, bundle):
+    """Its packing waits for its turn; after that, from the first event on, it does not."""
+    with Engine(bundle) as engine:
+        for repulsion in ("features", "latent"):
+            engine.submit(make_job(NETS, particles=3, params=Params(gamma=2.0, repulsion=repulsion, **SHORT)))
+        fake.clear_log()
+        engine.tick()
+        log = fake.log()
+        first = next(i for i, line in enumerate(log) if line.startswith("cuEventRecord"))
+        assert [line for line in log[:first] if line.startswith("cuMemAlloc")]
+        assert not [line for line in log[first:] if line.startswith(UNSAFE)]
+        engine.run()

@@ -66,7 +66,7 @@ def test_memory_of_the_device_is_refused(fake, bundle):
         request.out_trace, request.out_trace_count = trace.pointer, 60
         return taken(engine, params, request, pointer)
 
-    with Engine(bundle) as engine, pytest.MonkeyPatch.context() as patch:
+    with Engine(bundle) as engine, fake.context(), pytest.MonkeyPatch.context() as patch:
         trace = OnDevice(fake, np.zeros((5, 4, 3)))
         patch.setattr(library, "rlsd_submit", submit)
         with pytest.raises(RlsdError, match="out_trace is memory of a device, allowed is memory of the host"):

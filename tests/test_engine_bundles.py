@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("onnx")
 from bundle_factory import GraphWriter, decoder_pull, facts_of, manifest, pack_weights, write_bundle
-from tiny import IMAGE, LATENT, make_job, make_nets, null_context, submit_zeros
+from tiny import HIDDEN, IMAGE, LATENT, M, P, make_job, make_nets, null_context, submit_zeros
 
 from rlsd.engine import Engine, Params, RlsdError, Status
 
@@ -181,6 +181,25 @@ def test_a_pull_back_that_wants_what_the_decoder_does_not_give(tmp_path):
     with pytest.raises(RlsdError, match="nowhere") as raised:
         Engine(bundle)
     assert raised.value.status == Status.BAD_BUNDLE
+
+
+def test_an_activation_of_two_sizes(tmp_path):
+    """The pull-back would read beyond what the decoder writes."""
+    g = GraphWriter(NETS, 1, {})
+    total = g("ReduceSum", "hidden", g.constant(np.array([1])), keepdims=1)
+    g.reshaped(g("MatMul", total, g.constant(np.ones((1, M), np.float32))), LATENT, out="z_cotangent")
+    pull = g.model({"cotangent": IMAGE, "hidden": (100000,)}, {"z_cotangent": LATENT})
+    bundle = write_bundle(tmp_path / "bundle", NETS, instead={"decoder_pull": pull})
+    refused(bundle, "tensor 'decoder.hidden' has .* elements in one graph, and 100000 in another")
+
+
+def test_a_decoder_that_writes_its_input(tmp_path):
+    g = GraphWriter(NETS, 1, {})
+    for name, shape in (("image", IMAGE), ("hidden", (HIDDEN,)), ("pixels", (P,)), ("z", (100000,))):
+        g("ConstantOfShape", g.constant(np.array([1, *shape])), out=name)
+    decoder = g.model({}, {"image": IMAGE, "hidden": (HIDDEN,), "pixels": (P,), "z": (100000,)})
+    bundle = write_bundle(tmp_path / "bundle", NETS, instead={"decoder": decoder})
+    refused(bundle, "graph 'decoder': its input 'z' is an output")
 
 
 def test_a_linear_decoder_has_a_pull_back_without_saved_activations(tmp_path):

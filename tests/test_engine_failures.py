@@ -2,9 +2,11 @@
 
 import dataclasses
 import re
+import resource
 import shutil
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -77,6 +79,27 @@ def test_run_reports_the_first_failure_after_finishing_the_others(tmp_path):
         assert engine.tick() == 0
 
 
+def test_a_job_that_does_not_fit_leaves_the_others_alone(bundle):
+    """Rows for the million particles of which it is one would take 64 MB: there are 30."""
+    with Engine(bundle, threads=1) as engine:
+        running = engine.submit(make_job(NETS, params=PARAMS))
+        engine.tick()
+        share = make_job(NETS, particles=1, item=1, params=dataclasses.replace(PARAMS, repulsion="latent"))
+        large = engine.submit(dataclasses.replace(share, all_particles=10**6, gather=lambda rows, first, count: None))
+        queued = engine.submit(make_job(NETS, item=2, params=PARAMS))
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        before = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 30 * 2**20, before[1]))
+        try:
+            with pytest.raises(RlsdError, match="out of memory") as raised:
+                engine.tick()
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, before)
+        engine.run()
+    assert raised.value.status == large.info().status == Status.OUT_OF_MEMORY
+    assert running.result().particles.any() and queued.result().particles.any()
+
+
 def test_cancel_from_another_thread(bundle):
     with Engine(bundle, threads=2, max_particles=4) as engine:
         endless = dataclasses.replace(PARAMS, steps=120)
@@ -143,6 +166,34 @@ def test_refusals_name_field_and_value(bundle, changes, words):
             engine.submit(dataclasses.replace(make_job(NETS), **changes))
         assert raised.value.status == Status.INVALID_ARGUMENT
         assert engine.tick() == 0
+
+
+@pytest.mark.parametrize(
+    "field, value", [("seed", -1), ("seed", 2**64), ("item", 2**32), ("particles", 2**31), ("item", 1.5)]
+)
+def test_numbers_that_c_cannot_hold(bundle, field, value):
+    """ctypes would take their lowest bits, so that two items shared their noise."""
+    with (
+        Engine(bundle) as engine,
+        pytest.raises(ValueError, match=f"{field} is {value}, allowed is a whole number from"),
+    ):
+        engine.submit(make_job(NETS, params=PARAMS, **{field: value}))
+
+
+def test_numbers_and_masks_of_other_types(bundle):
+    kinds = dict(steps=np.int64(4), gamma=np.float32(2), lr_z=np.float64(0.05), repulsion="latent")
+    jobs = [
+        make_job(NETS, params=Params(**given), particles=np.int32(2))
+        for given in (kinds, {**kinds, "steps": 4, "gamma": 2.0})
+    ]
+    mask = np.random.default_rng(0).integers(0, 2, (1, 4, 4))
+    jobs = [
+        dataclasses.replace(job, operator_params={"mask": mask.astype(kind)})
+        for job, kind in zip(jobs, (np.uint8, np.float32))
+    ]
+    with Engine(bundle) as engine:
+        one, other = engine.reconstruct(jobs)
+    assert one.particles.tobytes() == other.particles.tobytes()
 
 
 def test_features_that_the_bundle_does_not_have(tmp_path):

@@ -74,6 +74,17 @@ class Flat(nn.Module):
     def __init__(self, image): super().__init__()
     def forward(self, x): return x.mean()
 
+class Empty(nn.Module):
+    def __init__(self, image): super().__init__()
+    def forward(self, x): return x[..., :0]
+
+class Reshaped(nn.Module):
+    def __init__(self, image): super().__init__()
+    def forward(self, x): return x.reshape(3, 7)
+
+class Unnamed(nn.Module):
+    def __init__(self, image): self.size = undefined
+
 number = lambda image: 3
 mirror = nn.Identity()
 """
@@ -85,6 +96,9 @@ mirror = nn.Identity()
         ("Square", CheckError, "says it is linear"),
         ("Blind", CheckError, "no gradient"),
         ("Flat", CheckError, r"must give a real tensor \[B, ...\]"),
+        ("Empty", CheckError, r"measures nothing: torch.float64 \[2, 1, 8, 0\]"),
+        ("Reshaped", ValueError, r"RuntimeError: shape .* \(wrong.py, line 24\)"),
+        ("Unnamed", ValueError, r"NameError: name 'undefined' is not defined \(wrong.py, line 27\)"),
         ("number", ValueError, "is a int, not a torch.nn.Module"),
         ("Missing", ValueError, "defines no Missing"),
         ("not-a-name", ValueError, "FILE.py:NAME"),
@@ -95,6 +109,27 @@ def test_what_is_wrong_with_an_operator_is_said(tmp_path: Path, word: str, error
     file.write_text(WRONG)
     with pytest.raises(error, match=text):
         load_own(f"{file}:{word}", (1, 8, 8))
+
+
+@pytest.mark.parametrize(
+    "code, text", [("def", r"SyntaxError: .*line 1"), ("\nimport nowhere", "No module named 'nowhere'")]
+)
+def test_a_file_that_cannot_be_read_is_the_users(tmp_path: Path, capsys, code: str, text: str) -> None:
+    (tmp_path / "wrong.py").write_text(code)
+    photo = str(FASHION / "test_images" / "0001-pullover.png")
+    command = [
+        "reconstruct",
+        "-m",
+        "fashion",
+        "--operator",
+        f"{tmp_path}/wrong.py:X",
+        "-i",
+        photo,
+        "-o",
+        str(tmp_path / "o"),
+    ]
+    assert cli.run(command) == 2
+    assert re.search(text, " ".join(capsys.readouterr().err.split()))
 
 
 def test_a_module_that_is_ready_and_a_file_that_is_not_there(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from norm_case import DEVICE, affine, check, double, launching_fixture, normal  
 from rlsd.kernels import narrow  # noqa: E402
 from rlsd.kernels.narrow import naive, triton_kernels  # noqa: E402
 
-TYPES = [torch.float16, torch.float32]
+# The interpreter multiplies the bits of bfloat16 as if they were whole numbers.
+TYPES = [torch.float16, torch.float32, *([torch.bfloat16] if DEVICE.type == "cuda" else [])]
 kernels = pytest.mark.usefixtures("launching")
 FROM_FEW = [  # B, H, W, channels, channels of the result
     (2, 5, 7, 3, 144),  # two blocks of channels, a last tile of pixels that is not full

@@ -129,7 +129,7 @@ def test_results_of_a_step_that_failed_do_not_come_later(fake, original):
         make_job(NETS, each, particles=1, params=Params(**{**PARAMS, "steps": 2}))
         for each in ("inpainting", "saturate")
     ]
-    with Engine(original) as engine:
+    with Engine(original) as engine, fake.context():
         engine.reconstruct(jobs)
         fake.fail("cuLaunchKernel", fake.count("cuLaunchKernel"), 2)
         shapes = [(1, *engine.image_shape), (1, *engine.latent_shape)] * len(jobs)

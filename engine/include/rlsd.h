@@ -23,7 +23,8 @@
  *             in parallel. Only rlsd_cancel may be called from any thread. On a GPU a
  *             tick after jobs have come or gone may record CUDA graphs: until it returns
  *             no other thread may allocate or free memory of a GPU by other libraries, or
- *             wait for a whole device (engines of this library wait for each other).
+ *             wait for a whole device (engines of this library wait for each other). The
+ *             CUDA context that is current for the calling thread is so again afterwards.
  * Errors      Every call returns RLSD_OK (0) or a positive rlsd_status, and leaves one
  *             sentence in rlsd_last_error() of the calling thread. After an error the
  *             handle is as it was before the call, unless the call says otherwise.
@@ -172,7 +173,10 @@ typedef struct rlsd_tensor {
  * submit the same such jobs in the same order. On a GPU rows lies in its memory, is free to
  * be used by any stream, and has to be complete on return; dim includes padding. Called on
  * the thread of rlsd_tick; must not call into the same engine. Non-zero ends the job with
- * RLSD_RUNTIME_ERROR. */
+ * RLSD_RUNTIME_ERROR. A job that ends with an error in one process calls no more in it, and
+ * the others wait: end theirs as well. With several such jobs in flight exchange each job's
+ * rows apart from the others' (a communicator of its own in gather_user), or those of two
+ * jobs meet where one has ended. */
 typedef int (*rlsd_gather_fn)(void *user, float *rows, int64_t first, int64_t count,
                               int64_t total, int64_t dim);
 

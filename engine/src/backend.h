@@ -44,6 +44,9 @@ class Backend {
     virtual void evaluate(const std::string &graph, std::int64_t count, std::span<const rlsd_tensor> inputs,
                           std::span<const rlsd_tensor> outputs) = 0;
 
+    // The largest batch that there turned out to be memory for; the bundle's largest where nothing was short.
+    virtual std::int64_t largest() const = 0;
+
     // Adds what this engine spent since it was opened.
     virtual void stats(rlsd_stats &out) const = 0;
 };

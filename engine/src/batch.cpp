@@ -24,32 +24,25 @@ void Times::give(rlsd_stats &out) const {
     out.operators = operators, out.repulsion = repulsion, out.elementwise = elementwise;
 }
 
-Batch::Batch(Bundle &bundle, const OperatorInfo &op, std::int64_t size)
-    : bundle_(bundle), op_(op), size_(size), latent_(static_cast<std::size_t>(count_of(bundle.manifest().latent))),
+Batch::Batch(Bundle &bundle, std::int64_t size)
+    : bundle_(bundle), size_(size), latent_(static_cast<std::size_t>(count_of(bundle.manifest().latent))),
       image_(static_cast<std::size_t>(count_of(bundle.manifest().image))), t_(static_cast<std::size_t>(size), 0) {
     const auto n = static_cast<std::size_t>(size);
     z_ = tensors_.make("z", n * latent_);
     z_t_ = tensors_.make("z_t", n * latent_);
     noise_ = tensors_.make("noise", n * latent_);
     x_ = tensors_.make("x", n * image_);
+    gradient_ = tensors_.make("grad", n * image_);
+    tensors_.make("loss", n);
     cotangent_ = tensors_.make("image.cotangent", n * image_);
-    tensors_.make("y", n * static_cast<std::size_t>(count_of(op.measurement)));
-    for (const auto &[name, shape] : op.params) tensors_.make("param." + name, n * static_cast<std::size_t>(count_of(shape)));
     if (bundle.has("features")) tensors_.make("phi.cotangent", n * static_cast<std::size_t>(bundle.manifest().feature_dim));
     bind();
     eps_ = tensors_.find("eps");
     image_now_ = tensors_.find("image");
-    gradient_ = tensors_.find("grad");
     z_cotangent_ = tensors_.find("z.cotangent");
 }
 
 void Batch::bind() {
-    const auto named = [](std::map<std::string, std::string> known, std::string prefix) {
-        return [known = std::move(known), prefix = std::move(prefix)](const std::string &name) {
-            const auto found = known.find(name);
-            return found == known.end() ? prefix + name : found->second;
-        };
-    };
     const auto context = static_cast<std::size_t>(count_of(bundle_.manifest().context)) * static_cast<std::size_t>(size_);
     if (!bundle_.manifest().context.empty()) {
         tensors_.make("context", context);
@@ -70,19 +63,31 @@ void Batch::bind() {
         features_pull_.emplace(bundle_, "features_pull", size_, tensors_,
                                named({{"cotangent", "phi.cotangent"}, {"image", "image"}}, "features."));
     }
-    loss_.emplace(bundle_, "operator." + op_.name + ".loss", size_, tensors_,
-                  named({{"x", "x"}, {"y", "y"}, {"loss", "loss"}, {"grad", "grad"}}, "param."));
 }
 
-void Batch::seat(std::vector<Lane> lanes) {
+// Made when the operator is first seated here.
+BoundGraph &Batch::loss_of(const OperatorInfo &op) {
+    const auto found = losses_.find(&op);
+    if (found != losses_.end()) return found->second;
+    const auto make = [&](const std::string &name, const Shape &shape) {
+        tensors_.make(own_prefix(op) + name, static_cast<std::size_t>(size_ * count_of(shape)));
+    };
+    make("y", op.measurement);
+    for (const auto &[name, shape] : op.params) make(name, shape);
+    return losses_.try_emplace(&op, bundle_, "operator." + op.name + ".loss", size_, tensors_, loss_names(op)).first->second;
+}
+
+void Batch::seat(const OperatorInfo &op, std::vector<Lane> lanes) {
+    measure_ = &loss_of(op);
     lanes_ = std::move(lanes);
+    const std::string own = own_prefix(op);
     for (std::size_t i = 0; i < lanes_.size(); ++i) {
         const Job &job = *lanes_[i].job;
         const auto put = [&](const std::string &name, const std::vector<float> &from) {
             std::copy(from.begin(), from.end(), lane(tensors_.find(name), i, from.size()));
         };
-        put("y", job.y);
-        for (std::size_t p = 0; p < op_.params.size(); ++p) put("param." + op_.params[p].first, job.op_params[p]);
+        put(own + "y", job.y);
+        for (std::size_t p = 0; p < op.params.size(); ++p) put(own + op.params[p].first, job.op_params[p]);
         if (!job.context.empty()) put("context", job.context);
     }
 }
@@ -132,7 +137,7 @@ void Batch::data_gradient() {
         std::memcpy(lane(x_, i, image_), at, image_ * sizeof(float));
     }
     if (!any([](const Job &job) { return job.data_step() >= 0; })) return;
-    timed(*loss_, times.operators);
+    timed(*measure_, times.operators);
     const float *loss = tensors_.find("loss");
     for (std::size_t i = 0; i < lanes_.size(); ++i) {
         const Job &job = *lanes_[i].job;

@@ -28,14 +28,14 @@ double now_seconds();
 
 class Batch {
   public:
-    Batch(Bundle &bundle, const OperatorInfo &op, std::int64_t size);
+    Batch(Bundle &bundle, std::int64_t size);
 
     std::int64_t size() const { return size_; }
-    const OperatorInfo &op() const { return op_; }
     std::size_t bytes() const { return tensors_.bytes(); }
 
-    // Seats the particles and copies what never changes during a job: y, the operator's parameters, the context.
-    void seat(std::vector<Lane> lanes);
+    // Seats particles of jobs with this operator, and copies what never changes during a job: y, the operator's
+    // parameters, the context.
+    void seat(const OperatorInfo &op, std::vector<Lane> lanes);
     const std::vector<Lane> &lanes() const { return lanes_; }
 
     // Whether a lane is under repulsion: then `second` must come after the repulsion of its job.
@@ -51,6 +51,7 @@ class Batch {
     float *lane(float *tensor, std::size_t lane, std::size_t size) const { return tensor + lane * size; }
     bool any(bool (*holds)(const Job &)) const;
     void bind();
+    BoundGraph &loss_of(const OperatorInfo &op);
     void decode();
     void data_gradient();
     void step_x();
@@ -63,13 +64,14 @@ class Batch {
     void timed(BoundGraph &graph, double &seconds);
 
     Bundle &bundle_;
-    const OperatorInfo &op_;
     std::int64_t size_;
     std::size_t latent_, image_;
     std::vector<Lane> lanes_;
     Tensors tensors_;
     std::vector<std::int64_t> t_;
-    std::optional<BoundGraph> denoiser_, null_denoiser_, decoder_, decoder_pull_, features_, features_pull_, loss_;
+    std::optional<BoundGraph> denoiser_, null_denoiser_, decoder_, decoder_pull_, features_, features_pull_;
+    std::map<const OperatorInfo *, BoundGraph> losses_;
+    BoundGraph *measure_ = nullptr;  // of them, the one of the lanes' operator
     float *z_, *z_t_, *noise_, *eps_, *x_, *image_now_, *gradient_, *cotangent_, *z_cotangent_;
     double mark_ = 0;  // when the current element-wise work began
 };

@@ -74,6 +74,9 @@ void check_contract(const Manifest &manifest, const std::string &graph, std::int
     };
     check_all(session.inputs(), want.inputs, want.more_inputs);
     check_all(session.outputs(), want.outputs, want.more_outputs);
+    for (const auto &tensor : session.outputs())  // or a graph would write what it should read
+        if (want.inputs.count(tensor.name) != 0)
+            throw Error(RLSD_BAD_BUNDLE, text("graph '", graph, "': its input '", tensor.name, "' is an output"));
     for (const auto &[name, shape] : want.outputs) {
         const auto same = [&name = name](const ort::TensorInfo &tensor) { return tensor.name == name; };
         if (std::none_of(session.outputs().begin(), session.outputs().end(), same))

@@ -34,6 +34,8 @@ std::int64_t Kernel::constant(const std::string &name) const {
     const auto found = info_.constants.find(name);
     if (found == info_.constants.end())
         throw Error(RLSD_BAD_BUNDLE, text("kernel '", info_.name, "' has no constant '", name, "'"));
+    if (found->second < 1)
+        throw Error(RLSD_BAD_BUNDLE, text("kernel '", info_.name, "': ", name, " is ", found->second, ", at least 1 is needed"));
     return found->second;
 }
 
@@ -75,6 +77,11 @@ const Kernel &Kernels::get(const std::string &name) {
         throw Error(RLSD_BAD_BUNDLE, text("the bundle's kernels do not run on ", device_.name(), " (sm_", device_.capability(),
                                           "): export it with --arch ", device_.capability()));
     return loaded_.try_emplace(name, device_, *known->second, files_(known->second->file)).first->second;
+}
+
+void Kernels::load_all() {
+    for (const auto &[name, info] : known_)
+        if (info != nullptr) get(name);
 }
 
 }  // namespace rlsd::cuda

@@ -36,7 +36,7 @@ class Kernel {
     Kernel(const Kernel &) = delete;
     Kernel &operator=(const Kernel &) = delete;
 
-    // A constant that was fixed when the kernel was compiled, a tile's size say.
+    // A constant that was fixed when the kernel was compiled: a tile's size, at least 1.
     std::int64_t constant(const std::string &name) const;
 
     // Launches on the device's stream, or on `stream`. Arguments must be those of the kernel, in number and kind.
@@ -60,6 +60,8 @@ class Kernels {
 
     // Throws RLSD_BAD_BUNDLE where the bundle has none of that name for this device.
     const Kernel &get(const std::string &name);
+
+    void load_all();  // so that `get` never loads
 
   private:
     const Device &device_;

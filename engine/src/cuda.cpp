@@ -96,7 +96,7 @@ Device::Device(int ordinal) : driver_(Driver::open()), ordinal_(ordinal) {
     capability_ = 10 * major + minor;
     check(driver_->context_retain(&context_, device_), "cannot open the device's context");
     try {
-        enter();
+        const Inside inside(*this);
         check(driver_->stream_create(&stream_, non_blocking), "cannot make a stream");
     } catch (...) {
         driver_->context_release(device_);
@@ -105,12 +105,22 @@ Device::Device(int ordinal) : driver_(Driver::open()), ordinal_(ordinal) {
 }
 
 Device::~Device() {
-    driver_->context_set(context_);
-    driver_->stream_destroy(stream_);
+    {
+        const Inside inside(*this, std::nothrow);
+        driver_->stream_destroy(stream_);
+    }
     driver_->context_release(device_);
 }
 
-void Device::enter() const { check(driver_->context_set(context_), "cannot enter the device's context"); }
+Inside::Inside(const Device &device, std::nothrow_t) noexcept : driver_(device.driver()) {
+    driver_.context_get(&before_);
+    driver_.context_set(device.context());
+}
+
+Inside::Inside(const Device &device) : driver_(device.driver()) {
+    driver_.context_get(&before_);
+    device.check(driver_.context_set(device.context()), "cannot enter the device's context");
+}
 
 std::size_t Device::free_memory() const {
     std::size_t free = 0, total = 0;

@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <new>
 #include <string>
 #include <utility>
 #include <vector>
@@ -40,6 +41,7 @@ inline constexpr Result success = 0, invalid_value = 1, out_of_memory = 2;
     X(context_retain,    cuDevicePrimaryCtxRetain,      (ContextHandle **, int device))                                \
     X(context_release,   cuDevicePrimaryCtxRelease_v2,  (int device))                                                  \
     X(context_set,       cuCtxSetCurrent,               (ContextHandle *))                                             \
+    X(context_get,       cuCtxGetCurrent,               (ContextHandle **))                                            \
     X(context_wait,      cuCtxSynchronize,              ())                                                            \
     X(memory_info,       cuMemGetInfo_v2,               (std::size_t *free, std::size_t *total))                       \
     X(memory_alloc,      cuMemAlloc_v2,                 (DevicePointer *, std::size_t bytes))                          \
@@ -147,8 +149,23 @@ class Event {
     EventHandle *handle_ = nullptr;
 };
 
+// While it lives the device's context is current on the calling thread: before any other call. Then the caller's is
+// again, who may be at work on another GPU.
+class Inside {
+  public:
+    explicit Inside(const Device &device);
+    Inside(const Device &device, std::nothrow_t) noexcept;  // for calls that may fail as they like
+    ~Inside() { driver_.context_set(before_); }
+    Inside(const Inside &) = delete;
+    Inside &operator=(const Inside &) = delete;
+
+  private:
+    const Driver &driver_;
+    ContextHandle *before_ = nullptr;
+};
+
 // One GPU through its primary context (so that memory of torch or CuPy is of the same context), and the one stream
-// on which the engine works. Everything made from it must go before it.
+// on which the engine works. Everything made from it must go before it, inside its context.
 class Device {
   public:
     explicit Device(int ordinal);
@@ -158,8 +175,7 @@ class Device {
 
     const Driver &driver() const noexcept { return *driver_; }
     void check(Result result, const char *doing) const { driver_->check(result, doing); }
-    void enter_quietly() const { driver_->context_set(context_); }
-    void enter() const;  // makes the context current on the calling thread: before any other call
+    ContextHandle *context() const noexcept { return context_; }
     int ordinal() const noexcept { return ordinal_; }
     const std::string &name() const noexcept { return name_; }
     int capability() const noexcept { return capability_; }  // 90 is 9.0

@@ -46,6 +46,7 @@ void DeviceRepulsion::seat(const std::vector<Job *> &jobs) {
     device_.wait();  // nothing that is queued may still use the old arrays
     groups_.clear();
     first_row_.clear();
+    for (cuda::Buffer *old : {&features_, &result_, &bandwidths_}) *old = cuda::Buffer();
     std::int64_t rows = 0, least = 0;
     for (const Size &size : sizes) {
         std::vector<Job *> alike;

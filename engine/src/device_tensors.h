@@ -1,11 +1,10 @@
 // Named tensors in the device's memory, and graphs bound to them once.
 #pragma once
 
-#include "bundle.h"
 #include "cuda.h"
+#include "tensors.h"
 
 #include <exception>
-#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -34,8 +33,6 @@ class DeviceTensors {
 // A graph whose inputs and outputs are fixed memory of the device. Work is queued on the device's stream.
 class DeviceGraph {
   public:
-    using Naming = std::function<std::string(const std::string &)>;
-
     // Outputs get memory of their own where they have none; an input without memory is an error. recorded: whether runs
     // are replayed from a CUDA graph, which pays where there are many.
     DeviceGraph(Bundle &bundle, const cuda::Device &device, const std::string &graph, std::int64_t batch,

@@ -34,6 +34,30 @@ int ordinal_of(const char *device, const Manifest &manifest) {
     return ordinal;
 }
 
+constexpr const char *no_memory = "out of memory";  // short enough for a string to need none
+
+void say(std::string &to, std::string_view sentence) noexcept {
+    try {
+        to = sentence;
+    } catch (const std::bad_alloc &) {
+        to = no_memory;
+    }
+}
+
+template <class Work> Failure failure_of(const Work &work) noexcept {
+    Failure failure;
+    try {
+        work();
+    } catch (const std::bad_alloc &) {
+        failure = {RLSD_OUT_OF_MEMORY, no_memory};
+    } catch (const std::exception &error) {
+        const auto *ours = dynamic_cast<const Error *>(&error);
+        failure.status = ours != nullptr ? ours->status : RLSD_RUNTIME_ERROR;
+        say(failure.message, error.what());
+    }
+    return failure;
+}
+
 }  // namespace
 
 Engine::Engine(const std::string &folder, const rlsd_engine_options &options)
@@ -47,7 +71,8 @@ Engine::Engine(const std::string &folder, const rlsd_engine_options &options)
     if (options_.log != nullptr)
         options_.log(options_.user, RLSD_LOG_INFO,
                      text("bundle '", bundle_->manifest().name, "', ONNX Runtime ", bundle_->runtime().version()).c_str());
-    tell_not_recorded();
+    largest_ = bundle_->batches().back();
+    tell();
 }
 
 Engine::~Engine() { drop_all(RLSD_CANCELLED, "the engine was closed"); }
@@ -58,11 +83,18 @@ void Engine::describe() {
                          backend_->describe());
 }
 
-// Each such graph costs the host a launch for every node, in every step.
-void Engine::tell_not_recorded() {
+// What makes it slower than it could be: a graph that is not recorded costs the host a launch for every node, in every
+// step, and a smaller batch uses less of the device.
+void Engine::tell() {
+    const auto warn = [this](const std::string &sentence) {
+        if (options_.log != nullptr) options_.log(options_.user, RLSD_LOG_WARNING, sentence.c_str());
+    };
     for (const std::string &graph : bundle_->not_recorded())
-        if (told_.insert(graph).second && options_.log != nullptr)
-            options_.log(options_.user, RLSD_LOG_WARNING, text("graph '", graph, "' cannot be recorded as a CUDA graph").c_str());
+        if (told_.insert(graph).second) warn(text("graph '", graph, "' cannot be recorded as a CUDA graph"));
+    if (backend_->largest() < largest_) {
+        largest_ = backend_->largest();
+        warn(text("memory is short: batches have at most ", largest_, " of ", bundle_->batches().back(), " lanes"));
+    }
 }
 
 std::shared_ptr<Job> Engine::submit(const rlsd_params &params, const rlsd_request &request) {
@@ -94,42 +126,74 @@ void Engine::admit() {
         const auto job = queue_.front();
         if (!job->dropped) {
             if (!active_.empty() && in_flight + job->particles > options_.max_particles) return;
-            job->begin();
-            backend_->start(*job);
-            job->started = now_seconds();
-            in_flight += job->particles;
-            active_.push_back(job);
-            changed_ = true;
+            const Failure failure = failure_of([&] {
+                job->begin();
+                backend_->start(*job);
+                job->started = now_seconds();
+                active_.push_back(job);
+            });
+            if (failure.status == RLSD_OK) in_flight += job->particles, changed_ = true;
+            else end(*job, failure);
         }
         queue_.pop_front();
+    }
+}
+
+// A job that cannot be seated ends, the newest first: what is under way goes on.
+void Engine::pack() {
+    while (changed_ && !active_.empty()) {
+        const Failure failure = failure_of([this] {
+            backend_->pack(active_);
+            tell();
+        });
+        if (failure.status == RLSD_OK) {
+            for (const auto &job : active_) job->seated = true;
+            changed_ = false;
+        } else if (active_.back()->seated) {  // not even those that were seated before
+            end_active(failure);
+        } else {
+            end(*active_.back(), failure);
+            active_.pop_back();
+            if (active_.empty()) backend_->drop();
+        }
     }
 }
 
 void Engine::tick() {
     const double start = now_seconds();
     failed_ = RLSD_OK;
-    try {
-        admit();
-        if (changed_) {
-            backend_->pack(active_);
-            tell_not_recorded();
-        }
-        changed_ = false;
-        backend_->tick(active_);
+    admit();
+    pack();
+    const Failure failure = failure_of([this] {
+        if (!active_.empty()) backend_->tick(active_);
         conclude();
-    } catch (const Error &error) {  // a step that is left halfway cannot be done again: all jobs end
-        drop_all(error.status, error.what());
-        throw;
-    } catch (const std::bad_alloc &) {
-        drop_all(RLSD_OUT_OF_MEMORY, "out of memory");
-        throw;
-    } catch (const std::exception &error) {
-        drop_all(RLSD_RUNTIME_ERROR, error.what());
-        throw;
-    }
+    });
+    if (failure.status != RLSD_OK) end_active(failure);  // a step that is left halfway cannot be done again
     ++ticks_;
     wall_ += now_seconds() - start;
     if (failed_ != RLSD_OK) throw Error(failed_, failure_);
+}
+
+void Engine::end(Job &job, const Failure &failure) noexcept {
+    job.fail(failure.status, failure.message);
+    job.seconds = job.started == 0 ? 0 : now_seconds() - job.started;
+    ++jobs_done_;
+    note(job);
+}
+
+void Engine::end_active(const Failure &failure) noexcept {
+    for (const auto &job : active_)
+        if (!job->done()) end(*job, failure);
+    active_.clear();
+    backend_->drop();
+    changed_ = true;
+}
+
+// What the first job that fails in a tick failed of.
+void Engine::note(const Job &job) noexcept {
+    if (job.status == RLSD_OK || job.dropped || failed_ != RLSD_OK) return;
+    failed_ = job.status;
+    say(failure_, job.message);
 }
 
 // Ends what is done, failed or dropped; moves the others to their next step.
@@ -157,10 +221,7 @@ void Engine::conclude() {
             }
         }
         if (job->done()) job->seconds = now_seconds() - job->started;
-        if (job->status != RLSD_OK && failed_ == RLSD_OK && !job->dropped) {
-            failed_ = job->status;
-            failure_ = job->message;
-        }
+        note(*job);
     }
     const auto over = [this](const std::shared_ptr<Job> &job) {
         jobs_done_ += job->done();
@@ -190,8 +251,10 @@ void Engine::run() {
             tick();
         } catch (const Error &error) {
             if (error.status == RLSD_CANCELLED) throw;
-            if (first == RLSD_OK) first = error.status, message = error.what();
-        }  // what else is thrown has ended all jobs
+            if (first == RLSD_OK) first = error.status, say(message, error.what());
+        } catch (const std::bad_alloc &) {  // for the sentence
+            if (first == RLSD_OK) first = RLSD_OUT_OF_MEMORY, say(message, no_memory);
+        }
         if (report(start, before)) cancel();
     }
     if (cancelled_.exchange(false) && first == RLSD_OK) throw Error(RLSD_CANCELLED, "the run was cancelled");

@@ -8,6 +8,12 @@
 
 namespace rlsd {
 
+// Why work was not done, RLSD_OK if it was.
+struct Failure {
+    rlsd_status status = RLSD_OK;
+    std::string message;
+};
+
 class Engine {
   public:
     Engine(const std::string &folder, const rlsd_engine_options &options);
@@ -27,9 +33,13 @@ class Engine {
 
   private:
     void describe();
-    void tell_not_recorded();
+    void tell();
     void admit();
+    void pack();
     void conclude();
+    void end(Job &job, const Failure &failure) noexcept;
+    void end_active(const Failure &failure) noexcept;
+    void note(const Job &job) noexcept;
     void drop_all(rlsd_status why, const char *message);
     bool report(double start, std::int64_t before) const;
 
@@ -39,6 +49,7 @@ class Engine {
     std::unique_ptr<Backend> backend_;
     std::string description_;
     std::set<std::string> told_;    // graphs of which the log has heard
+    std::int64_t largest_ = 0;      // batch of which it has
     std::deque<std::shared_ptr<Job>> queue_;
     Jobs active_;
     bool changed_ = false;          // the set of active particles: pack again

@@ -36,7 +36,7 @@ std::mutex &setting_up() {
 
 // What the caller queued before on streams of its own has to be done.
 void DeviceMemory::read(void *to, const void *from, std::size_t bytes) const {
-    device_.enter();
+    const cuda::Inside inside(device_);
     if (cuda::where_is(device_.driver(), from) == cuda::Where::host) {
         Memory::read(to, from, bytes);
         return;
@@ -49,7 +49,7 @@ void DeviceMemory::read(void *to, const void *from, std::size_t bytes) const {
 
 void DeviceMemory::clear(void *at, std::size_t bytes) const {
     const cuda::Driver &driver = device_.driver();
-    device_.enter_quietly();
+    const cuda::Inside inside(device_, std::nothrow);
     driver.stream_wait(device_.stream());  // after a failure results may be on their way to it, and then the caller frees it
     const cuda::Where where = cuda::where_is(driver, at);
     if (where == cuda::Where::host) Memory::clear(at, bytes);
@@ -59,7 +59,7 @@ void DeviceMemory::clear(void *at, std::size_t bytes) const {
 }
 
 bool DeviceMemory::on_host(const void *at) const {
-    device_.enter();
+    const cuda::Inside inside(device_);
     return cuda::where_is(device_.driver(), at) == cuda::Where::host;
 }
 
@@ -90,20 +90,20 @@ Gpu::Gpu(Bundle &bundle, int ordinal, const std::atomic<bool> &cancelled)
     bundle_.place(&placement_);
     for (const auto &[graph, by_batch] : bundle_.manifest().graphs)  // so that what is wrong with them shows at once
         if (!graph.starts_with("operator.")) bundle_.session(graph, bundle_.batches().front());
+    kernels_.load_all();  // later another engine might be recording
+    inside_.reset();
     turn_.unlock();
 }
 
 Gpu::~Gpu() {
     turn_.lock();
-    try {
-        device_.enter();
-        device_.wait();
-    } catch (const Error &) {  // a device that is lost: all that follows fails as quietly
-    }
-    seated_.clear();
-    seats_.clear();
-    for (const std::int64_t batch : bundle_.batches()) bundle_.close_sessions(batch);
-    bundle_.place(nullptr);
+    inside_.emplace(device_, std::nothrow);
+    device_.driver().stream_wait(device_.stream());  // where the device is lost all that follows fails as quietly
+}
+
+Gpu::Placed::~Placed() {
+    for (const std::int64_t batch : bundle.batches()) bundle.close_sessions(batch);
+    bundle.place(nullptr);
 }
 
 // The weights of all graphs lie in one file, each once: so they do in the device's memory, for the sessions of all
@@ -146,12 +146,13 @@ std::string Gpu::describe() {
 
 void Gpu::prepare(const OperatorInfo &op) {
     const std::lock_guard turn(setting_up());
+    const cuda::Inside inside(device_);
     bundle_.session("operator." + op.name + ".loss", bundle_.batches().front());
 }
 
 void Gpu::drop() {
     const std::lock_guard turn(setting_up());
-    device_.enter_quietly();  // it may be another thread's first call
+    const cuda::Inside inside(device_, std::nothrow);
     seated_.clear();
     guests_.clear();
     for (Seat &seat : seats_) seat.leave();
@@ -165,8 +166,8 @@ void Gpu::stats(rlsd_stats &out) const {
 
 void Gpu::tick(const Jobs &active) {
     if (seated_.empty()) return;
+    const cuda::Inside inside(device_, std::nothrow);
     try {
-        device_.enter();
         clock_.start();
         back_up();
         for (const auto &[job, guest] : guests_)

@@ -8,6 +8,7 @@
 #include <deque>
 #include <list>
 #include <mutex>
+#include <optional>
 
 namespace rlsd {
 
@@ -48,6 +49,7 @@ class Gpu : public Backend {
     void prepare(const OperatorInfo &op) override;
     void evaluate(const std::string &graph, std::int64_t count, std::span<const rlsd_tensor> inputs,
                   std::span<const rlsd_tensor> outputs) override;
+    std::int64_t largest() const override { return largest_; }
     void stats(rlsd_stats &out) const override;
 
   private:
@@ -67,8 +69,9 @@ class Gpu : public Backend {
 
     void upload_weights();
     std::map<std::string, const ort::OrtValue *> weights_of(std::span<const std::byte> model);
-    void settle(const Jobs &active);
-    void grow(std::int64_t slots);
+    void place(const Jobs &active, bool spare);
+    void settle(const Jobs &active, bool spare);
+    void grow(std::int64_t slots, bool spare);
     void draw(Job &job, const Guest &guest);
     void upload(Job &job, const Guest &guest);
     void gather(const Jobs &active);
@@ -78,6 +81,7 @@ class Gpu : public Backend {
     void seat_operator(const OperatorInfo &op, const std::vector<Lane> &lanes);
     Seat *seat_for(const OperatorInfo &op, std::int64_t size, bool waits);
     Seat *new_seat(const OperatorInfo &op, std::int64_t size);
+    template <class Make> Seat *with_room(const Make &make, const Seat *kept = nullptr);
     double time_of(std::int64_t size) const;
     std::vector<std::int64_t> sizes_for(std::int64_t lanes) const;
     void back_up();
@@ -91,12 +95,17 @@ class Gpu : public Backend {
     Bundle &bundle_;
     const std::atomic<bool> &cancelled_;
     cuda::Device device_;
+    std::optional<cuda::Inside> inside_{std::in_place, device_};  // while the others are made, and freed
     DeviceMemory memory_;
     cuda::Kernels kernels_;
     ort::DeviceOperators operators_;
     cuda::Buffer weights_;
     std::deque<ort::Value> shared_;       // views of weights_, which sessions refer to
     ort::Placement placement_;
+    struct Placed {  // its sessions go before what they refer to
+        Bundle &bundle;
+        ~Placed();
+    } placed_{bundle_};
     std::int64_t latent_, image_, slots_ = 0;
     DeviceState state_, backup_;
     std::map<const Job *, Guest> guests_;

@@ -10,7 +10,7 @@ namespace rlsd {
 void Gpu::evaluate(const std::string &graph, std::int64_t count, std::span<const rlsd_tensor> inputs,
                    std::span<const rlsd_tensor> outputs) {
     const std::lock_guard turn(setting_up());
-    device_.enter();
+    const cuda::Inside inside(device_);
     const std::int64_t batch = batch_for(bundle_, count);
     const ort::Session &session = bundle_.session(graph, batch);
     check_names(graph, session, inputs, outputs);

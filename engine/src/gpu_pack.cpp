@@ -9,29 +9,43 @@
 namespace rlsd {
 namespace {
 
+constexpr std::int64_t most_rows = 65520;  // of a grid, and a multiple of what keeps addresses aligned
 constexpr double launch_share = 0.25;  // of a chunk's time that does not depend on its lanes, in lanes
 
 }  // namespace
 
 void Gpu::pack(const Jobs &active) {
     const std::lock_guard turn(setting_up());
-    device_.enter();
+    const cuda::Inside inside(device_, std::nothrow);
     device_.wait();
     try {
-        settle(active);
-        while (!seat_all(active)) {
+        seated_.clear();
+        try {
+            place(active, true);
+        } catch (const std::exception &error) {  // seats, of jobs that are through perhaps, are made anew where they are needed
+            if (!is_out_of_memory(error) || seats_.empty()) throw;
+            device_.wait();
+            seats_.clear();
+            place(active, false);
         }
     } catch (const ort::OrtError &error) {
-        if (is_out_of_memory(error)) throw Error(RLSD_OUT_OF_MEMORY, error.what());
-        throw Error(RLSD_RUNTIME_ERROR, error.what());
+        throw Error(is_out_of_memory(error) ? RLSD_OUT_OF_MEMORY : RLSD_RUNTIME_ERROR, error.what());
     }
 }
 
-// Every active job has a place: rows of the state that follow each other, and its inputs on the device.
-void Gpu::settle(const Jobs &active) {
+void Gpu::place(const Jobs &active, bool spare) {
+    settle(active, spare);
+    while (!seat_all(active)) {
+    }
+}
+
+// Every active job has a place: rows of the state that follow each other, and its inputs on the device. spare: with
+// rows for jobs to come, where there is memory.
+void Gpu::settle(const Jobs &active, bool spare) {
     std::erase_if(guests_, [&](const auto &guest) {
         return std::none_of(active.begin(), active.end(), [&](const auto &job) { return job.get() == guest.first; });
     });
+    if (guests_.empty() && !spare) state_ = DeviceState(), backup_ = DeviceState(), slots_ = 0;  // nothing to carry over
     std::map<std::int32_t, std::int64_t> taken;  // first slot -> particles
     for (const auto &[job, guest] : guests_) taken[guest.slot] = job->particles;
     for (const auto &job : active) {
@@ -41,28 +55,45 @@ void Gpu::settle(const Jobs &active) {
             if (first - slot >= job->particles) break;
             slot = first + particles;
         }
-        if (slot + job->particles > slots_) grow(slot + job->particles);
+        if (slot + job->particles > slots_) grow(slot + job->particles, spare);
         if (job->loss_scale == 0) job->loss_scale = bundle_.manifest().cotangent_scales.at("decoder");
         Guest guest{job, static_cast<std::int32_t>(slot), inputs_of(*job), nullptr, 0};
         if (job->traces(Trace::diversity)) guest.latents = std::make_unique<cuda::Pinned>(device_, floats(job->particles * latent_));
         taken[guest.slot] = job->particles;
-        const Guest &seated = guests_.emplace(job.get(), std::move(guest)).first->second;
-        job->drawn() ? upload(*job, seated) : draw(*job, seated);
+        const auto seated = guests_.emplace(job.get(), std::move(guest)).first;
+        try {
+            job->drawn() ? upload(*job, seated->second) : draw(*job, seated->second);
+        } catch (...) {
+            guests_.erase(seated);
+            throw;
+        }
     }
 }
 
-void Gpu::grow(std::int64_t slots) {
-    slots = std::max(slots, 2 * slots_);
-    for (DeviceState *state : {&state_, &backup_})
-        for (cuda::Buffer *array : state->all()) {
-            const bool image = array == &state->x || array == &state->m_x || array == &state->v_x;
-            cuda::Buffer larger(device_, floats(slots * (image ? image_ : latent_)));
-            device_.fill(larger.at(), 0, larger.bytes());
-            if (array->bytes() != 0) device_.copy(larger.at(), array->at(), array->bytes());
-            device_.wait();  // before the old one goes
-            *array = std::move(larger);
+// To twice as many slots as there are, or what is needed. All or nothing: state and backup always have the same sizes.
+void Gpu::grow(std::int64_t slots, bool spare) {
+    const auto larger = [this](DeviceState &old, std::int64_t count) {
+        DeviceState fresh;
+        const auto from = old.all(), to = fresh.all();
+        for (std::size_t i = 0; i < to.size(); ++i) {
+            *to[i] = cuda::Buffer(device_, floats(count * (i < 3 ? latent_ : image_)));  // those of z come first
+            device_.fill(to[i]->at(), 0, to[i]->bytes());
+            if (slots_ != 0) device_.copy(to[i]->at(), from[i]->at(), from[i]->bytes());
         }
-    slots_ = slots;
+        return fresh;
+    };
+    const auto grow_to = [&](std::int64_t count) {
+        DeviceState state = larger(state_, count), backup = larger(backup_, count);
+        device_.wait();  // before the old ones go
+        state_ = std::move(state), backup_ = std::move(backup), slots_ = count;
+    };
+    const std::int64_t doubled = spare ? std::max(slots, 2 * slots_) : slots;
+    try {
+        grow_to(doubled);
+    } catch (const Error &error) {
+        if (error.status != RLSD_OUT_OF_MEMORY || doubled == slots) throw;
+        grow_to(slots);
+    }
 }
 
 // The initial particles, by the kernel, in lanes of their own.
@@ -78,8 +109,10 @@ void Gpu::draw(Job &job, const Guest &guest) {
     const cuda::Kernel &kernel = kernels_.get("start");
     const auto fill = [&](const cuda::Buffer &value, const cuda::Buffer &m, const cuda::Buffer &v, std::uint32_t stream,
                           std::int64_t size) {
-        kernel.launch({cuda::ceil_div(size, kernel.constant("BLOCK")), job.particles},
-                      {words.at(), value.at(), m.at(), v.at(), static_cast<std::int32_t>(stream), static_cast<std::int32_t>(size)});
+        for (std::int64_t first = 0; first < job.particles; first += most_rows)
+            kernel.launch({cuda::ceil_div(size, kernel.constant("BLOCK")), std::min(job.particles - first, most_rows)},
+                          {words.at(static_cast<std::size_t>(first) * sizeof(LaneWords)), value.at(), m.at(), v.at(),
+                           static_cast<std::int32_t>(stream), static_cast<std::int32_t>(size)});
     };
     fill(state_.z, state_.m_z, state_.v_z, stream_initial_z, latent_);
     if (job.augmented()) fill(state_.x, state_.m_x, state_.v_x, stream_initial_x, image_);
@@ -100,7 +133,7 @@ void Gpu::upload(Job &job, const Guest &guest) {
 void Gpu::fetch(Job &job) {
     job.allocate();
     const std::int64_t slot = guests_.at(&job).slot;
-    device_.enter();
+    const cuda::Inside inside(device_);
     const auto get = [&](std::vector<float> &to, const cuda::Buffer &from, std::int64_t each) {
         if (!to.empty()) device_.download(to.data(), from.at(floats(slot * each)), to.size() * sizeof(float));
     };
@@ -135,6 +168,9 @@ std::vector<cuda::Buffer> Gpu::context_of(const std::vector<float> &context) {
     device_.upload(given, halves.data(), halves.size() * sizeof(std::uint16_t));
     std::vector<cuda::Buffer> found;
     const auto keep = [&](const ort::TensorInfo &info) {
+        if (tensors.at(info.name) == 0)
+            throw Error(RLSD_BAD_BUNDLE, one_line(text("graph 'context' does not give '", info.name, "', which the denoiser takes")));
+        tensors.make(info.name, info.type, info.count());  // the same type and size
         cuda::Buffer &buffer = found.emplace_back(device_, info.bytes() / static_cast<std::size_t>(batch));
         device_.copy(buffer.at(), tensors.at(info.name), buffer.bytes());
     };
@@ -207,7 +243,7 @@ bool Gpu::seat_all(const Jobs &active) {
 void Gpu::seat_operator(const OperatorInfo &op, const std::vector<Lane> &lanes) {
     auto next = lanes.begin();
     for (const std::int64_t size : sizes_for(static_cast<std::int64_t>(lanes.size()))) {
-        auto chunk = std::make_unique<Chunk>(device_, size);
+        auto chunk = std::make_unique<Chunk>(device_, op, size);
         for (; next != lanes.end() && static_cast<std::int64_t>(chunk->lanes.size()) < size; ++next) {
             const Guest &guest = guests_.at(next->job);
             const Places places{guest.slot + static_cast<std::int32_t>(next->particle), near_->row(*next->job, next->particle),
@@ -221,37 +257,50 @@ void Gpu::seat_operator(const OperatorInfo &op, const std::vector<Lane> &lanes) 
 }
 
 // Chunks that wait for the repulsion keep the decoder's activations meanwhile if there is memory for a seat each; else,
-// and where nothing waits, they take turns.
+// and where nothing waits, they take turns. Of seats that are as free, one that knows the operator already.
 Seat *Gpu::seat_for(const OperatorInfo &op, std::int64_t size, bool waits) {
     Seat *least = nullptr;
     std::ptrdiff_t guests = 0;
     for (Seat &seat : seats_) {
-        if (&seat.op() != &op || seat.size() != size) continue;
+        if (seat.size() != size) continue;
         const auto here = std::count_if(seated_.begin(), seated_.end(), [&](const Seated &s) { return s.seat == &seat; });
-        if (least == nullptr || here < guests) least = &seat, guests = here;
+        if (least == nullptr || here < guests || (here == guests && seat.knows(op) && !least->knows(op)))
+            least = &seat, guests = here;
     }
-    if (least != nullptr && (guests == 0 || !waits)) return least;
-    try {
-        return new_seat(op, size);
-    } catch (const std::exception &error) {
-        if (least == nullptr || !is_out_of_memory(error)) throw;
-        return least;
+    if (least == nullptr || (guests != 0 && waits)) {
+        try {
+            return new_seat(op, size);
+        } catch (const std::exception &error) {
+            if (least == nullptr || !is_out_of_memory(error)) throw;
+        }
     }
+    return with_room([&] { return least->learn(op), least; }, least);
 }
 
-// Seats that nobody uses go before a new one is given up.
 Seat *Gpu::new_seat(const OperatorInfo &op, std::int64_t size) {
-    const auto make = [&] { return &seats_.emplace_back(bundle_, device_, kernels_, op, size); };
+    return with_room([&] {
+        Seat &seat = seats_.emplace_back(bundle_, device_, kernels_, size);
+        try {
+            seat.learn(op);
+        } catch (...) {
+            seats_.pop_back();
+            throw;
+        }
+        return &seat;
+    });
+}
+
+// Seats that nobody uses, but for `kept`, go where there is no memory.
+template <class Make> Seat *Gpu::with_room(const Make &make, const Seat *kept) {
     try {
         return make();
     } catch (const std::exception &error) {
         if (!is_out_of_memory(error)) throw;
-        const auto used = [&](const Seat &seat) {
-            return std::any_of(seated_.begin(), seated_.end(), [&](const Seated &s) { return s.seat == &seat; });
+        const auto unused = [&](const Seat &seat) {
+            return &seat != kept && std::none_of(seated_.begin(), seated_.end(), [&](const Seated &s) { return s.seat == &seat; });
         };
-        const auto unused = std::count_if(seats_.begin(), seats_.end(), [&](const Seat &seat) { return !used(seat); });
-        if (unused == 0) throw;
-        seats_.remove_if([&](const Seat &seat) { return !used(seat); });
+        if (std::none_of(seats_.begin(), seats_.end(), unused)) throw;
+        seats_.remove_if(unused);
         return make();
     }
 }

@@ -19,9 +19,11 @@ Host::Host(Bundle &bundle, std::size_t threads, const std::atomic<bool> &cancell
 
 std::string Host::describe() {
     std::size_t bytes = 0;
-    if (!bundle_.manifest().operators.empty())
-        bytes = Batch(bundle_, bundle_.manifest().operators[0], bundle_.batches().back()).bytes() /
-                static_cast<std::size_t>(bundle_.batches().back());
+    if (!bundle_.manifest().operators.empty()) {
+        Batch batch(bundle_, bundle_.batches().back());
+        batch.seat(bundle_.manifest().operators[0], {});
+        bytes = batch.bytes() / static_cast<std::size_t>(batch.size());
+    }
     return text("device cpu\nthreads ", workers_.count(), "\nbytes_per_particle ", bytes, "\n");
 }
 
@@ -59,10 +61,10 @@ void Host::pack_operator(const OperatorInfo &op, std::vector<Lane> lanes) {
 void Host::use(const OperatorInfo &op, std::int64_t size, std::vector<Lane> lanes) {
     Batch *free = nullptr;
     for (Batch &batch : batches_)
-        if (&batch.op() == &op && batch.size() == size && std::find(used_.begin(), used_.end(), &batch) == used_.end())
+        if (batch.size() == size && std::find(used_.begin(), used_.end(), &batch) == used_.end())
             free = &batch;
-    if (free == nullptr) free = &batches_.emplace_back(bundle_, op, size);
-    free->seat(std::move(lanes));
+    if (free == nullptr) free = &batches_.emplace_back(bundle_, size);
+    free->seat(op, std::move(lanes));
     used_.push_back(free);
 }
 

@@ -22,6 +22,7 @@ class Host : public Backend {
     void prepare(const OperatorInfo &op) override;
     void evaluate(const std::string &graph, std::int64_t count, std::span<const rlsd_tensor> inputs,
                   std::span<const rlsd_tensor> outputs) override;
+    std::int64_t largest() const override { return bundle_.batches().back(); }
     void stats(rlsd_stats &out) const override;
 
   private:

@@ -238,7 +238,7 @@ void Job::fail(rlsd_status why, std::string_view what) noexcept {
     try {
         message = what;
     } catch (const std::bad_alloc &) {
-        message.clear();
+        message = "out of memory";  // short enough to need none
     }
     finish();
 }

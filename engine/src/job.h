@@ -108,6 +108,7 @@ struct Job {
     Step now{};
     double started = 0, seconds = 0;
     bool again = false;                 // this step did not count: the next tick does it again
+    bool seated = false;                // the backend has had a place for it
     bool dropped = false;               // its handle was released before it was done
     std::atomic<std::int64_t> broken{-1};  // the first particle that became non-finite in this tick
 };

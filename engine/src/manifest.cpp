@@ -202,6 +202,7 @@ void check_whole(const Manifest &m) {
     need(m.timesteps != 0, "timesteps");
     need(!m.alphas_cumprod.empty(), "alphas_cumprod");
     need(m.context.empty() == m.null_context.empty(), m.context.empty() ? "context" : "null_context");
+    need(!m.context.empty() || m.graphs.count("context") == 0, "context");
     for (const char *graph : {"denoiser", "decoder", "decoder_pull"}) need(m.graphs.count(graph) != 0, graph);
     need(!m.target.empty(), "target");
     if (m.for_cuda()) {

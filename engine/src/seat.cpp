@@ -26,8 +26,8 @@ struct Layout {
 
 }  // namespace
 
-Chunk::Chunk(const cuda::Device &device, std::int64_t lanes_at_most)
-    : size(lanes_at_most), pinned(device, Layout(size).bytes()), words(pinned.as<LaneWords>(Layout(size).words())),
+Chunk::Chunk(const cuda::Device &device, const OperatorInfo &measured, std::int64_t lanes_at_most)
+    : op(&measured), size(lanes_at_most), pinned(device, Layout(size).bytes()), words(pinned.as<LaneWords>(Layout(size).words())),
       reals(pinned.as<LaneReals>(Layout(size).reals())), times(pinned.as<std::int64_t>(Layout(size).times())),
       flags(pinned.as<std::int32_t>(Layout(size).flags())), losses(pinned.as<float>(Layout(size).losses())) {}
 
@@ -51,8 +51,8 @@ void DeviceClock::collect(Times &times) {
     stages_.clear();
 }
 
-Seat::Seat(Bundle &bundle, const cuda::Device &device, cuda::Kernels &kernels, const OperatorInfo &op, std::int64_t size)
-    : bundle_(bundle), device_(device), kernels_(kernels), op_(op), size_(size),
+Seat::Seat(Bundle &bundle, const cuda::Device &device, cuda::Kernels &kernels, std::int64_t size)
+    : bundle_(bundle), device_(device), kernels_(kernels), size_(size),
       latent_(count_of(bundle.manifest().latent)), image_(count_of(bundle.manifest().image)), tensors_(device) {
     const auto n = static_cast<std::size_t>(size);
     tensors_.make("words", Type::int32, n * sizeof(LaneWords) / 4);
@@ -63,26 +63,34 @@ Seat::Seat(Bundle &bundle, const cuda::Device &device, cuda::Kernels &kernels, c
     tensors_.make("noise", Type::float32, count(size, latent_));
     for (const char *name : {"z", "z_t"}) tensors_.make(name, Type::float16, count(size, latent_));
     tensors_.make("image.cotangent", Type::float16, count(size, image_));
-    tensors_.make("x", Type::float32, count(size, image_));
-    tensors_.make("y", Type::float32, count(size, count_of(op.measurement)));
-    for (const auto &[name, shape] : op.params) tensors_.make("param." + name, Type::float32, count(size, count_of(shape)));
+    for (const char *name : {"x", "grad"}) tensors_.make(name, Type::float32, count(size, image_));
+    tensors_.make("loss", Type::float32, n);
     if (bundle.has("features")) tensors_.make("phi.cotangent", Type::float16, count(size, bundle.manifest().feature_dim));
     bind();
-    for (auto *graph : {&decoder_, &loss_, &denoiser_, &null_denoiser_, &decoder_pull_, &features_, &features_pull_})
+    for (auto *graph : {&decoder_, &denoiser_, &null_denoiser_, &decoder_pull_, &features_, &features_pull_})
         if (graph->has_value()) (*graph)->warm_up();
     device_.wait();
     check();
 }
 
-// Names of graphs' inputs and outputs to names of tensors: what is not in `known` gets the prefix.
+void Seat::learn(const OperatorInfo &op) {
+    if (knows(op)) return;
+    const std::string own = own_prefix(op);
+    tensors_.make(own + "y", Type::float32, count(size_, count_of(op.measurement)));
+    for (const auto &[name, shape] : op.params) tensors_.make(own + name, Type::float32, count(size_, count_of(shape)));
+    const auto made = losses_.try_emplace(&op, bundle_, device_, "operator." + op.name + ".loss", size_, tensors_, loss_names(op)).first;
+    try {
+        made->second.warm_up();
+        device_.wait();
+        made->second.check();
+    } catch (...) {
+        losses_.erase(made);
+        throw;
+    }
+}
+
 void Seat::bind() {
-    const auto named = [](std::map<std::string, std::string> known, std::string prefix) {
-        return [known = std::move(known), prefix = std::move(prefix)](const std::string &name) {
-            const auto found = known.find(name);
-            return found == known.end() ? prefix + name : found->second;
-        };
-    };
-    const auto graph = [&](std::optional<DeviceGraph> &to, const std::string &name, const DeviceGraph::Naming &naming) {
+    const auto graph = [&](std::optional<DeviceGraph> &to, const std::string &name, const Naming &naming) {
         to.emplace(bundle_, device_, name, size_, tensors_, naming);
     };
     const std::map<std::string, std::string> denoised{{"z_t", "z_t"}, {"t", "t"}, {"eps", "eps"}};
@@ -103,13 +111,12 @@ void Seat::bind() {
         graph(features_, "features", named({{"image", "image"}, {"phi", "phi"}}, "features."));
         graph(features_pull_, "features_pull", named({{"cotangent", "phi.cotangent"}, {"image", "image"}}, "features."));
     }
-    graph(loss_, "operator." + op_.name + ".loss",
-          named({{"x", "x"}, {"y", "y"}, {"loss", "loss"}, {"grad", "grad"}}, "param."));
 }
 
 void Seat::check() {
-    for (auto *graph : {&denoiser_, &null_denoiser_, &decoder_, &decoder_pull_, &features_, &features_pull_, &loss_})
+    for (auto *graph : {&denoiser_, &null_denoiser_, &decoder_, &decoder_pull_, &features_, &features_pull_})
         if (graph->has_value()) (*graph)->check();
+    for (auto &[op, loss] : losses_) loss.check();
 }
 
 void Seat::put(const std::string &name, std::size_t lane, const cuda::Buffer &from) {
@@ -118,10 +125,11 @@ void Seat::put(const std::string &name, std::size_t lane, const cuda::Buffer &fr
 
 // What never changes during a job: y, the operator's parameters, the context.
 void Seat::load(const Chunk &chunk) {
+    const std::string own = own_prefix(*chunk.op);
     for (std::size_t i = 0; i < chunk.lanes.size(); ++i) {
         const DeviceInputs &inputs = *chunk.lanes[i].inputs;
-        put("y", i, inputs.y);
-        for (std::size_t p = 0; p < op_.params.size(); ++p) put("param." + op_.params[p].first, i, inputs.params[p]);
+        put(own + "y", i, inputs.y);
+        for (std::size_t p = 0; p < inputs.params.size(); ++p) put(own + chunk.op->params[p].first, i, inputs.params[p]);
         for (std::size_t c = 0; c < context_names_.size(); ++c) put(context_names_[c], i, inputs.context[c]);
         if (chunk.lanes[i].job->params.guidance == 1) continue;
         for (std::size_t c = 0; c < context_names_.size(); ++c) put("null." + context_names_[c], i, inputs.null_context[c]);
@@ -213,7 +221,7 @@ void Seat::gradient(const Chunk &chunk, const DeviceState &state) {
         kernel.launch(tiles(kernel, image_), {at("words"), state.x.at(), at("image"), at("x"), std::int32_t(image_)});
     }
     if (!chunk.any([](const Job &job) { return job.data_step() >= 0; })) return;
-    loss_->enqueue();
+    losses_.at(chunk.op).enqueue();
     if (chunk.any([](const Job &job) { return job.out_trace != nullptr; }))
         device_.download(chunk.losses, at("loss"), static_cast<std::size_t>(size_) * sizeof(float));
 }

@@ -32,10 +32,11 @@ struct DeviceLane : Lane {
 
 // Lanes that go through a seat together, and the page-locked memory that their tables and flags cross in.
 struct Chunk {
-    Chunk(const cuda::Device &device, std::int64_t size);
+    Chunk(const cuda::Device &device, const OperatorInfo &op, std::int64_t size);
 
     bool any(bool (*holds)(const Job &)) const;
 
+    const OperatorInfo *op;  // of all lanes
     std::int64_t size;
     std::vector<DeviceLane> lanes;
     cuda::Pinned pinned;
@@ -63,10 +64,13 @@ class DeviceClock {
 class Seat {
   public:
     // Makes everything and runs every graph once, so that memory is short now or never.
-    Seat(Bundle &bundle, const cuda::Device &device, cuda::Kernels &kernels, const OperatorInfo &op, std::int64_t size);
+    Seat(Bundle &bundle, const cuda::Device &device, cuda::Kernels &kernels, std::int64_t size);
 
-    const OperatorInfo &op() const noexcept { return op_; }
     std::int64_t size() const noexcept { return size_; }
+
+    // The same for an operator: before a chunk of its lanes comes here.
+    void learn(const OperatorInfo &op);
+    bool knows(const OperatorInfo &op) const { return losses_.count(&op) != 0; }
 
     // D(z) of the chunk's particles; features of those under repulsion there go to their rows of `seen`.
     void first(Chunk &chunk, const DeviceState &state, const DeviceRepulsion *seen, DeviceClock &clock);
@@ -97,10 +101,10 @@ class Seat {
     Bundle &bundle_;
     const cuda::Device &device_;
     cuda::Kernels &kernels_;
-    const OperatorInfo &op_;
     std::int64_t size_, latent_, image_;
     DeviceTensors tensors_;
-    std::optional<DeviceGraph> denoiser_, null_denoiser_, decoder_, decoder_pull_, features_, features_pull_, loss_;
+    std::optional<DeviceGraph> denoiser_, null_denoiser_, decoder_, decoder_pull_, features_, features_pull_;
+    std::map<const OperatorInfo *, DeviceGraph> losses_;
     std::vector<std::string> context_names_;  // what the denoiser takes beside z_t and t
     const Chunk *current_ = nullptr;          // whose inputs lie here
     bool primed_ = false;                     // z, z_t, noise and x are those of the current chunk's next step

@@ -14,7 +14,7 @@ constexpr std::size_t alignment = 64;
 void Tensors::Free::operator()(float *memory) const { std::free(memory); }
 
 float *Tensors::make(const std::string &name, std::size_t count) {
-    auto &memory = memory_[name];
+    auto &[known, memory] = known_[name];
     if (memory == nullptr) {
         if (count > machine_memory() / sizeof(float))
             throw Error(RLSD_OUT_OF_MEMORY,
@@ -23,15 +23,30 @@ float *Tensors::make(const std::string &name, std::size_t count) {
         memory.reset(static_cast<float *>(std::aligned_alloc(alignment, bytes)));
         if (memory == nullptr) throw std::bad_alloc();
         std::memset(memory.get(), 0, bytes);
+        known = count;
         bytes_ += bytes;
     }
+    if (known != count)
+        throw Error(RLSD_BAD_BUNDLE, one_line(text("tensor '", name, "' has ", known, " elements in one graph, and ", count,
+                                                   " in another")));
     return memory.get();
 }
 
 float *Tensors::find(const std::string &name) const {
-    const auto found = memory_.find(name);
-    return found == memory_.end() ? nullptr : found->second.get();
+    const auto found = known_.find(name);
+    return found == known_.end() ? nullptr : found->second.memory.get();
 }
+
+Naming named(std::map<std::string, std::string> known, std::string prefix) {
+    return [known = std::move(known), prefix = std::move(prefix)](const std::string &name) {
+        const auto found = known.find(name);
+        return found == known.end() ? prefix + name : found->second;
+    };
+}
+
+std::string own_prefix(const OperatorInfo &op) { return "operator." + op.name + "/"; }
+
+Naming loss_names(const OperatorInfo &op) { return named({{"x", "x"}, {"loss", "loss"}, {"grad", "grad"}}, own_prefix(op)); }
 
 BoundGraph::BoundGraph(Bundle &bundle, const std::string &graph, std::int64_t batch, Tensors &tensors,
                        const Naming &naming, std::int64_t *times)
@@ -42,10 +57,10 @@ BoundGraph::BoundGraph(Bundle &bundle, const std::string &graph, std::int64_t ba
         if (info.name == "t" && times != nullptr) {
             values_.emplace_back(runtime, std::span(times, info.count()), info.shape);
         } else {
-            float *memory = tensors.find(naming(info.name));
-            if (memory == nullptr)
+            const std::string name = naming(info.name);
+            if (tensors.find(name) == nullptr)
                 throw Error(RLSD_BAD_BUNDLE, text("graph '", graph, "': nothing provides its input '", info.name, "'"));
-            values_.emplace_back(runtime, std::span(memory, info.count()), info.shape);
+            values_.emplace_back(runtime, std::span(tensors.make(name, info.count()), info.count()), info.shape);
         }
         inputs_.push_back(values_.back().get());
     }

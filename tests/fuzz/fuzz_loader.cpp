@@ -39,7 +39,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size
     std::string lines = "rlsd-bundle 1\n" + std::string(next(rest.find('\0'), 1));
     if (!lines.ends_with('\n')) lines += '\n';
     for (int i = 0; i < 8 && rest.size() > 2; ++i) {
-        const std::string name = "f" + std::to_string(i);
+        const std::string name{'f', char('0' + i)};
         const std::string_view length = next(2, 0);
         const std::string_view content = next(std::size_t(std::uint8_t(length[0])) << 8 | std::uint8_t(length[1]), 0);
         write(name, content);
