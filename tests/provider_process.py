@@ -45,8 +45,11 @@ class Driver:
         return lines
 
     def used(self) -> int:
-        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        free, total, context = ctypes.c_size_t(), ctypes.c_size_t(), ctypes.c_void_p()
+        assert self.library.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0) == 0
+        assert self.library.cuCtxSetCurrent(context) == 0
         assert self.library.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)) == 0
+        assert self.library.cuCtxSetCurrent(None) == self.library.cuDevicePrimaryCtxRelease_v2(0) == 0
         return total.value - free.value
 
 

@@ -1,9 +1,10 @@
 """Jobs that end early: cancelled, not finite, refused. The engine and the other jobs go on."""
 
 import dataclasses
+import os
 import re
-import resource
 import shutil
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -79,25 +80,39 @@ def test_run_reports_the_first_failure_after_finishing_the_others(tmp_path):
         assert engine.tick() == 0
 
 
-def test_a_job_that_does_not_fit_leaves_the_others_alone(bundle):
-    """Rows for the million particles of which it is one would take 64 MB: there are 30."""
-    with Engine(bundle, threads=1) as engine:
-        running = engine.submit(make_job(NETS, params=PARAMS))
+DOES_NOT_FIT = """
+import dataclasses, resource, sys
+from pathlib import Path
+from tiny import make_job, make_nets
+from rlsd.engine import Engine, Params, RlsdError
+
+nets, params = make_nets(), Params(steps=21, gamma=3.0, lr_x=0.05, lr_z=0.05)
+with Engine(sys.argv[1], threads=1) as engine:
+    running = engine.submit(make_job(nets, params=params))
+    engine.tick()
+    share = make_job(nets, particles=1, item=1, params=dataclasses.replace(params, repulsion="latent"))
+    large = engine.submit(dataclasses.replace(share, all_particles=10**6, gather=lambda rows, first, count: None))
+    queued = engine.submit(make_job(nets, item=2, params=params))
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 30 * 2**20, before[1]))
+    try:
         engine.tick()
-        share = make_job(NETS, particles=1, item=1, params=dataclasses.replace(PARAMS, repulsion="latent"))
-        large = engine.submit(dataclasses.replace(share, all_particles=10**6, gather=lambda rows, first, count: None))
-        queued = engine.submit(make_job(NETS, item=2, params=PARAMS))
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        before = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 30 * 2**20, before[1]))
-        try:
-            with pytest.raises(RlsdError, match="out of memory") as raised:
-                engine.tick()
-        finally:
-            resource.setrlimit(resource.RLIMIT_AS, before)
-        engine.run()
-    assert raised.value.status == large.info().status == Status.OUT_OF_MEMORY
-    assert running.result().particles.any() and queued.result().particles.any()
+    except RlsdError as error:
+        print(error, int(error.status), int(large.info().status))
+    resource.setrlimit(resource.RLIMIT_AS, before)
+    engine.run()
+    print(running.result().particles.any(), queued.result().particles.any())
+"""
+
+
+def test_a_job_that_does_not_fit_leaves_the_others_alone(bundle):
+    """Rows for the million particles of which it is one would take 64 MB: there are 30. In a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    run = subprocess.run(
+        [sys.executable, "-c", DOES_NOT_FIT, str(bundle)], env=environment, capture_output=True, text=True
+    )
+    assert run.stdout.split("\n")[:2] == ["out of memory 5 5", "True True"], run.stderr
 
 
 def test_cancel_from_another_thread(bundle):
