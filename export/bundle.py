@@ -38,7 +38,7 @@ class BundleWriter:
         weights: Path | None = None,
     ):
         """weights: those of a bundle to start from, verified by the caller; they are not copied unless they grow."""
-        self.path = Path(path)
+        self.path, self.target = Path(path), target
         if self.path.exists() and overwrite and not (self.path / "manifest.txt").is_file():
             raise FileExistsError(f"{self.path} is no bundle, which has a manifest.txt; only a bundle is overwritten")
         if self.path.exists() and not overwrite:

@@ -14,9 +14,10 @@ from rlsd.export import ops
 from rlsd.export.fused_biases import product_of
 from rlsd.export.graph import add_buffer, arguments, calls, constant, replace
 from rlsd.kernels import norm
+from rlsd.kernels.norm import rows
 
 aten = torch.ops.aten
-LARGEST_ROW = 2048  # kernels/norm/rows.py, SUM_WIDTHS
+LARGEST_ROW = rows.SUM_WIDTHS[-1]
 
 
 def fuse_layer_norms(graph_module: fx.GraphModule) -> None:

@@ -11,6 +11,7 @@ from torch import fx
 from rlsd.export import fused_ops
 from rlsd.export.graph import add_buffer, arguments, calls, constant, remove, replace
 from rlsd.export.ops import LANES
+from rlsd.kernels.norm import rows
 
 aten = torch.ops.aten
 
@@ -37,9 +38,11 @@ def _does_nothing(node: fx.Node) -> bool:
         return node.meta["val"].dtype == node.args[0].meta["val"].dtype  # type: ignore[union-attr]
     if node.target in (aten.view.default, aten.reshape.default):
         return node.meta["val"].shape == node.args[0].meta["val"].shape  # type: ignore[union-attr]
-    if node.target in (aten.div.Tensor, aten.mul.Tensor):
-        return isinstance(node.args[1], (int, float)) and node.args[1] == 1
-    return node.target in (aten.add.Tensor, aten.sub.Tensor) and node.args[1] in (0, 0.0)
+    if node.target not in (aten.div.Tensor, aten.mul.Tensor, aten.add.Tensor, aten.sub.Tensor):
+        return False
+    neutral = 1 if node.target in (aten.div.Tensor, aten.mul.Tensor) else 0
+    by_itself = isinstance(node.args[1], (int, float)) and node.args[1] == neutral
+    return by_itself and node.meta["val"].dtype == node.args[0].meta["val"].dtype  # type: ignore[union-attr]
 
 
 def fuse_attention(graph_module: fx.GraphModule) -> None:
@@ -57,6 +60,9 @@ def fuse_attention(graph_module: fx.GraphModule) -> None:
         )
         if not plain or joined is None or any(source is None for source in sources):
             continue
+        shapes = [x.meta["val"].shape for x in (q, k, v)]
+        if len({(shape[1], shape[3]) for shape in shapes}) != 1:
+            continue  # ours have as many heads of keys and values as of queries, and as wide
         heads = node.meta["val"].shape[1]
         graph, ours = graph_module.graph, torch.ops.rlsd
         with graph.inserting_before(joined):
@@ -148,19 +154,13 @@ def plain_linear(graph_module: fx.GraphModule) -> None:
         replace(node, product)
 
 
-assert fused_ops  # registers rlsd::attention and its companions
-
-
-LARGEST_ROW = 1024  # of the LayerNorm kernel: kernels/norm/rows.py, WIDTHS
-
-
 def fuse_rows(graph_module: fx.GraphModule) -> None:
     """LayerNorm and GELU whose pull-backs are one node: `rlsd::layer_norm`, `rlsd::gelu`. Others stay as they are."""
     ours = torch.ops.rlsd
     for node in calls(graph_module, aten.layer_norm.default):
         x, shape, weight, bias, epsilon, _ = arguments(node, None, None, None, None, 1e-5, True)
         channels = x.meta["val"].shape[-1]
-        fits = list(shape) == [channels] and channels % LANES == 0 and channels <= LARGEST_ROW
+        fits = list(shape) == [channels] and channels % LANES == 0 and channels <= rows.WIDTHS[-1]
         if fits and None not in (weight, bias):
             _put(graph_module, node, ours.layer_norm.default, (x, weight, bias, epsilon))
     for node in calls(graph_module, aten.gelu.default):

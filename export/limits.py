@@ -12,11 +12,12 @@ from rlsd.export.ops import LANES
 from rlsd.kernels.norm.tiles import divide
 
 LARGEST_GROUP = 128  # engine/src/device_division.h: Division
+PARTIAL_BYTES = 4 << 20  # of two float32 a chunk of pixels and group: half of scratch_bytes there
 PULLED_BLOCK = 64  # rlsd.kernels.norm has the pull-back for these lanes alone
 
 
 def check_norms(name: str, graph_module: fx.GraphModule) -> None:
-    """CheckError where a GroupNorm of the graph `name` has channels or groups that its kernel does not take."""
+    """CheckError where a GroupNorm of the graph `name` has a size that its kernel does not take."""
     ours = torch.ops.rlsd
     places = {  # of the number of groups among the arguments
         ours.group_norm.default: 3,
@@ -40,4 +41,9 @@ def check_norms(name: str, graph_module: fx.GraphModule) -> None:
                 f"graph {name}: a GroupNorm of {channels} channels in {groups} groups is not for the GPU's kernel, "
                 f"which takes multiples of {LANES} channels, {LARGEST_GROUP} in a group at most (in a pull-back "
                 f"divisors of {PULLED_BLOCK}), multiples of 16 bytes in a few groups; leave out the saving group_norm"
+            )
+        if samples * division.grid[1] * groups * 8 > PARTIAL_BYTES:
+            raise CheckError(
+                f"graph {name}: a GroupNorm of {groups} groups and a batch of {samples} need more than "
+                f"{PARTIAL_BYTES >> 20} MB for partial sums; export smaller batches, or leave out the saving group_norm"
             )

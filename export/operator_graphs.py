@@ -15,7 +15,7 @@ from rlsd.export.bundle import BundleWriter
 from rlsd.export.onnx_graph import to_onnx
 from rlsd.export.operators import default_parameters
 from rlsd.export.pullback import Split, split
-from rlsd.export.trace import to_aten
+from rlsd.export.trace import PLAIN_REWRITES, to_aten
 
 
 def declare(operators: Mapping[str, nn.Module], image: Sequence[int], bundle: BundleWriter) -> None:
@@ -33,7 +33,8 @@ class OperatorGraphs:
     """Exports and checks the graphs of forward operators for one batch. x: images [batch, *image] to check with."""
 
     def __init__(self, bundle: BundleWriter, x: Tensor, rewrites: Sequence[str]):
-        self.bundle, self.x, self.rewrites = bundle, x, list(rewrites)
+        self.bundle, self.x = bundle, x
+        self.rewrites = [name for name in rewrites if bundle.target == "cpu" or name in PLAIN_REWRITES]
         self.batch = len(x)
 
     def operator(self, name: str, operator: nn.Module) -> None:

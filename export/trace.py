@@ -49,18 +49,23 @@ def fuse_group_norm(graph_module: fx.GraphModule) -> None:
     """Makes each GroupNorm, with the SiLU behind it where there is one, a single node."""
     for node in calls(graph_module, aten.group_norm.default):
         x, groups, weight, bias, epsilon = arguments(node, None, None, None, None, 1e-5)
-        channels = x.meta["val"].shape[1]
+        shape = x.meta["val"].shape
+        channels = shape[1]
         weight = weight or add_buffer(graph_module, node, "weight", torch.ones(channels, dtype=x.meta["val"].dtype))
         bias = bias or add_buffer(graph_module, node, "bias", torch.zeros(channels, dtype=x.meta["val"].dtype))
         users = list(node.users)
         silu = len(users) == 1 and users[0].target in (aten.silu.default, aten.silu_.default)
         last = users[0] if silu else node
-        with graph_module.graph.inserting_after(last):
-            fused = graph_module.graph.call_function(
-                torch.ops.rlsd.group_norm.default, (x, weight, bias, groups, epsilon, silu)
-            )
-        with graph_module.graph.inserting_after(fused):
-            y = graph_module.graph.call_function(operator.getitem, (fused, 0))
+        graph = graph_module.graph
+        with graph.inserting_before(last):
+            if len(shape) not in (3, 4):  # the others' kernels: every further axis is one of pixels
+                x = graph.call_function(aten.reshape.default, (x, [shape[0], channels, shape[2:].numel()]))
+                x.meta["val"] = node.meta["val"].reshape(x.args[1])
+            fused = graph.call_function(torch.ops.rlsd.group_norm.default, (x, weight, bias, groups, epsilon, silu))
+            y = graph.call_function(operator.getitem, (fused, 0))
+            if len(shape) not in (3, 4):
+                y.meta["val"] = x.meta["val"]
+                y = graph.call_function(aten.reshape.default, (y, list(shape)))
         replace(last, y)
 
 
@@ -133,6 +138,9 @@ REWRITES: dict[str, Callable[[fx.GraphModule], None]] = {
     "upsampling": fold_upsampling,
     "nearest": expand_upsampling,
 }
+# Of these, what leaves nothing but ONNX's own operators: all that a forward operator gets in a bundle for a GPU, where
+# the engine has kernels for channels last only, and these graphs stay channels first.
+PLAIN_REWRITES = ("no_ops", "nearest")
 # For a GPU on top of these, in this order.
 CUDA_REWRITES: dict[str, Callable[[fx.GraphModule], None]] = {
     "attention": fuse_attention,

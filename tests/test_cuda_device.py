@@ -16,6 +16,7 @@ import numpy as np
 import onnxruntime
 import torch
 from bundle_factory import write_bundle
+from device_nodes import bundle_of, features_graph, graph_of_all, run
 from device_terms import PARAMS, TOLERANCE, difference
 from hosted import hosted_bundle
 from tiny import CONTEXT, make_job, make_nets, reference
@@ -32,12 +33,16 @@ WIDEST = 5 * TOLERANCE  # of one value among many: these networks' float32 produ
 BATCHES = (1, 2, 4, 17, 65)
 
 
-@pytest.fixture(name="bundle", scope="module")
-def bundle_fixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
+@pytest.fixture(name="cubins", scope="module")
+def cubins_fixture() -> list[tuple[str, bytes, str]]:
     major, minor = torch.cuda.get_device_capability()
     compiled = [aot.compile_kernel(kernel, 10 * major + minor) for kernel in aot.kernels(precise=True)]
-    cubins = [(cubin.file, cubin.binary, cubin.line) for cubin in compiled]
+    return [(cubin.file, cubin.binary, cubin.line) for cubin in compiled]
+
+
+@pytest.fixture(name="bundle", scope="module")
+def bundle_fixture(tmp_path_factory: pytest.TempPathFactory, cubins: list[tuple[str, bytes, str]]) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
     return hosted_bundle(write_bundle(folder / "cpu", NETS, *BATCHES), folder / "cuda", cubins=cubins)
 
 
@@ -83,3 +88,13 @@ def test_a_tick_waits_once_and_results_may_stay_on_the_device(engine):
     handle.result()
     (wanted,) = engine.reconstruct([job])
     assert np.array_equal(out.cpu().numpy(), wanted.particles)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32])
+def test_every_operator_of_the_graphs_is_its_definition(tmp_path, cubins, kind):
+    graph = graph_of_all(kind)
+    bundle = bundle_of(tmp_path, features_graph(graph.nodes, graph.constants, graph.wanted), cubins)
+    with Engine(bundle, device="cuda:0") as engine:
+        found = run(engine, graph.wanted)
+    for name, want in graph.wanted.items():
+        assert difference(found[name], want.astype(np.float32)) < 2e-3, name

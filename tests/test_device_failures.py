@@ -77,9 +77,10 @@ def test_an_error_of_any_call_is_reported_and_leaves_the_engine_whole(fake, bund
             assert re.search("CUDA_ERROR|driver does not start", str(error)), error
 
 
-def test_a_half_that_overflows_has_its_step_done_again(fake, tmp_path):
+@pytest.mark.parametrize("scales", [(2.0**17, 8.0), (64.0, 2.0**20)], ids=["decoder", "features"])
+def test_a_half_that_overflows_has_its_step_done_again(fake, tmp_path, scales):
     """Cotangents scaled so high that they overflow: the step is redone with lower ones, and the result is right."""
-    loud = hosted_bundle(write_bundle(tmp_path / "cpu", NETS, 4), tmp_path / "cuda", scales=(2.0**17, 8.0))
+    loud = hosted_bundle(write_bundle(tmp_path / "cpu", NETS, 4), tmp_path / "cuda", scales=scales)
     job = make_job(NETS, particles=3, params=Params(gamma=2.0, **PARAMS))
     with Engine(loud) as engine:
         (found,) = engine.reconstruct([job])

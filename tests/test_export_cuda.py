@@ -125,6 +125,63 @@ class Tokens(nn.Module):
         return self.head(tokens.view(-1, 16)).unflatten(0, (len(image), -1)).mean(1)
 
 
+class Norms(nn.Module):
+    """GroupNorms of what is no image: vectors, and volumes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vectors, self.volumes, self.head = nn.GroupNorm(4, 96), nn.GroupNorm(2, 16), nn.Linear(96, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        volumes = nn.functional.silu(self.volumes(x.view(len(x), 16, 3, 2, 1)))
+        return self.head(self.vectors(volumes.flatten(1)))
+
+
+def test_a_norm_of_any_number_of_axes() -> None:
+    parts, given = taken_apart(Norms().double(), torch.randn(2, 96, dtype=torch.float64), ALL)
+    assert kinds(parts.pull, given, ["cotangent", *parts.pull_inputs], ["x"])["rlsd.GroupNormPullNhwc"] == 2
+    x = torch.randn(2, 96)
+    plain = Norms()
+    assert torch.allclose(to_aten(plain, [x], ["no_ops", "group_norm"])(x), plain(x), atol=1e-5)
+
+
+class Unlike(nn.Module):
+    """Attention whose values are wider than its queries, or of whose queries two share their keys and values."""
+
+    def __init__(self, wide: int, shared: int) -> None:
+        super().__init__()
+        self.wide, self.shared = wide, shared
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        split = [4 * 16, 4 * 16 // self.shared, 4 * 16 * self.wide // self.shared]
+        heads = [4, 4 // self.shared, 4 // self.shared]
+        q, k, v = (part.reshape(2, 5, n, -1).transpose(1, 2) for part, n in zip(x.split(split, 2), heads))
+        y = nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=self.shared > 1)
+        return y.transpose(1, 2).reshape(2, 5, -1)
+
+
+@pytest.mark.parametrize("wide, shared", [(1, 1), (2, 1), (1, 2)])
+def test_attention_that_no_kernel_has_stays_what_it_is(wide: int, shared: int) -> None:
+    x = torch.randn(2, 5, 64 + 64 // shared + 64 * wide // shared, dtype=torch.float64)
+    parts, _ = taken_apart(Unlike(wide, shared), x, ALL)
+    fused = [node for node in parts.forward.graph.nodes if node.target == torch.ops.rlsd.attention.default]
+    assert len(fused) == (wide == shared == 1)
+    (result,) = [node for node in parts.forward.graph.nodes if node.op == "output"]
+    assert result.args[0][0].meta["val"].shape[2] == 64 * wide
+
+
+class Times(nn.Module):
+    def forward(self, t: torch.Tensor) -> torch.Tensor:
+        return (t * 1.0) / 1000 + (t + 0.0) / 7 + t / 1
+
+
+def test_a_product_with_one_may_make_a_fraction_of_a_whole_number() -> None:
+    t = torch.tensor([3, 998])
+    graph = to_aten(Times(), [t], ["no_ops"])
+    assert torch.equal(graph(t), Times()(t))
+    assert all(node.meta["val"].is_floating_point() for node in graph.graph.nodes if node.op == "call_function")
+
+
 def test_rows_may_lie_in_any_order() -> None:
     taken_apart(Tokens().double(), torch.randn(2, 3, 8, 8, dtype=torch.float64), ALL)
 
@@ -171,6 +228,14 @@ def test_a_norm_that_is_not_for_the_kernels_is_refused(channels: int, groups: in
     graph = to_aten(norm, [torch.randn(1, 3, 8, 8).half()], ALL)
     refused = pytest.raises(CheckError, match=rf"graph f: a GroupNorm of {channels} channels in {groups} groups is not")
     with contextlib.nullcontext() if fits else refused:
+        check_norms("f", graph)
+
+
+@pytest.mark.parametrize("batch, fits", [(1024, True), (1025, False)])
+def test_a_norm_with_too_many_partial_sums_is_refused(batch: int, fits: bool) -> None:
+    norm = nn.Sequential(nn.Conv2d(1, 512, 1), nn.GroupNorm(512, 512)).half()
+    graph = to_aten(norm, [torch.ones(batch, 1, 2, 2).half()], ALL)
+    with contextlib.nullcontext() if fits else pytest.raises(CheckError, match="512 groups and a batch of 1025 need"):
         check_norms("f", graph)
 
 

@@ -17,6 +17,7 @@ from device_case import NETS, PARAMS, TOLERANCE, difference, fake_fixture  # noq
 from hosted import hosted_bundle  # noqa: E402
 from tiny import make_job, reference  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
+from torch.nn import functional  # noqa: E402
 
 from rlsd.engine import Engine, Params  # noqa: E402
 from rlsd.export import bundle as files  # noqa: E402
@@ -46,6 +47,22 @@ class Wide(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(1) @ self.matrix
+
+
+class Network(nn.Module):
+    """An operator with what our kernels do in networks: a GroupNorm, a convolution of a doubled image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm, self.last = (
+            nn.Conv2d(1, 16, 3, padding=1),
+            nn.GroupNorm(4, 16),
+            nn.Conv2d(16, 1, 3, padding=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(functional.interpolate(functional.silu(self.norm(self.first(x))), scale_factor=2.0))
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +152,17 @@ def test_a_bundle_for_cuda(tmp_path: Path, fake: object) -> None:
         same, other = engine.reconstruct([job, replace(job, operator="tanh")])
     assert same.particles.tobytes() == want.particles.tobytes()
     assert difference(other.particles, reference(NETS, job)) < TOLERANCE
+
+
+def test_an_operator_that_is_a_network_runs_on_a_gpu_as_on_a_cpu(tmp_path: Path, fake: object) -> None:
+    plain = write_bundle(tmp_path / "plain", NETS, 2)
+    job = make_job(NETS, "saturate", particles=2, params=Params(**{**PARAMS, "steps": 3}))
+    job = replace(job, operator="network", operator_params={}, y=np.zeros((1, 8, 8), np.float32))
+    found = []
+    for base in (plain, hosted_bundle(plain, tmp_path / "cuda")):
+        with Engine(extend(base, tmp_path / f"{base.name}-more", {"network": Network()})) as engine:
+            found += engine.reconstruct([job])
+    assert difference(found[1].particles, found[0].particles) < TOLERANCE
 
 
 def sealed(bundle: Path, old: str, new: str) -> None:

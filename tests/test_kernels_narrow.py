@@ -176,6 +176,8 @@ X, V, K = torch.zeros(2, 3, 2, 32), torch.zeros(32), torch.zeros(32, 32)
         ("residual", lambda: narrow.add_group_norm_taps(X, X[:1], V, V, K, 3, 2, 1e-5, True)),
         ("taps", lambda: narrow.sum_taps(X.half(), V)),
         ("bias", lambda: narrow.sum_taps(X, V[:2])),
+        ("bias", lambda: narrow.sum_taps(normal((1, 18, 4, 4)), normal((4,))[::2])),
+        ("bias", lambda: narrow.sum_taps(normal((1, 18, 4, 4)), torch.ones(2, dtype=torch.int64))),
     ],
 )
 def test_errors_name_the_argument(name, call):

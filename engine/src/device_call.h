@@ -107,6 +107,11 @@ inline std::int64_t channels_of(const Shape &x, const std::string &name) {
     return x.size[x.rank - 1];
 }
 
+// How many programs of so many rows and channels each cover a matrix.
+inline std::int64_t tiles(const cuda::Kernel &kernel, std::int64_t rows, std::int64_t channels) {
+    return cuda::ceil_div(rows, kernel.constant("ROWS")) * cuda::ceil_div(channels, kernel.constant("BLOCK"));
+}
+
 // LayerNorm, and pull-backs along the last axis: device_rows.cpp.
 void add_layer_norm(const DeviceNode &node, OrtKernelContext *context);
 void layer_norm_pull(const DeviceNode &node, OrtKernelContext *context);

@@ -53,10 +53,9 @@ void narrow_conv(const DeviceNode &node, OrtKernelContext *context) {
     const DevicePointer weight = call.at(1, {{columns, channels}, 2}),
                         bias = call.has(2) ? call.at(2, {{channels}, 1}) : node.op->shared->scratch.at();
     const cuda::Kernel &kernel = call.kernel("narrow_conv_" + std::to_string(columns));
-    const cuda::Grid grid{ceil_div(height * width, kernel.constant("ROWS")) * ceil_div(channels, kernel.constant("BLOCK")),
-                          x.size[0]};
-    kernel.launch(grid, {call.at(0), weight, bias, call.out(0, {{x.size[0], height, width, channels}, 4}), small(height),
-                         small(width), small(narrow), small(channels), std::int32_t(first), std::int32_t(call.has(2))},
+    kernel.launch({tiles(kernel, height * width, channels), x.size[0]},
+                  {call.at(0), weight, bias, call.out(0, {{x.size[0], height, width, channels}, 4}), small(height), small(width),
+                   small(narrow), small(channels), std::int32_t(first), std::int32_t(call.has(2))},
                   call.stream());
 }
 

@@ -9,8 +9,6 @@
 namespace rlsd::ort {
 namespace {
 
-constexpr std::int64_t block_rows = 64, block_lanes = 64;  // kernels/norm/elementwise.py: ROWS, BLOCK
-
 // y, mean, rstd of x, which `statistics` has read; what the node does not ask for goes to the scratch memory.
 void normalise(const Call &call, const Division &d, const Shape &x, DevicePointer total, std::size_t weight, const Bias &x_bias) {
     const Shape per_channel{{d.channels}, 1}, per_group{{d.samples, d.groups}, 2};
@@ -88,11 +86,11 @@ void bias_residual(const DeviceNode &node, OrtKernelContext *context) {
     const Shape x = call.shape(0);
     const std::int64_t channels = channels_of(x, node.name), pixels = product(x, 0, x.rank - 1);
     const DevicePointer bias = call.at(1, {{channels}, 1}), residual = call.has(2) ? call.at(2, x) : call.at(0);
-    call.kernel("bias_residual")
-        .launch({ceil_div(pixels, block_rows) * ceil_div(channels, block_lanes)},
-                {call.at(0), bias, residual, call.out(0, x), small(pixels), small(channels), std::int32_t(call.has(2)),
-                 small(node.silu)},
-                call.stream());
+    const cuda::Kernel &kernel = call.kernel("bias_residual");
+    kernel.launch({tiles(kernel, pixels, channels)},
+                  {call.at(0), bias, residual, call.out(0, x), small(pixels), small(channels), std::int32_t(call.has(2)),
+                   small(node.silu)},
+                  call.stream());
 }
 
 void interleave(const DeviceNode &node, OrtKernelContext *context) {
@@ -104,11 +102,11 @@ void interleave(const DeviceNode &node, OrtKernelContext *context) {
                                                                              "a multiple of 16");
     const std::int64_t height = rows - 1, width = columns - 1, channels = all / 4;
     const Shape image{{batch, 2 * height, 2 * width, channels}, 4};
-    call.kernel("interleave")
-        .launch({ceil_div(4 * height * width, block_rows) * ceil_div(channels, block_lanes), batch},
-                {call.at(0), call.has(1) ? call.at(1, {{channels}, 1}) : node.op->shared->scratch.at(), call.out(0, image),
-                 small(height), small(width), small(channels), std::int32_t(call.has(1))},
-                call.stream());
+    const cuda::Kernel &kernel = call.kernel("interleave");
+    kernel.launch({tiles(kernel, 4 * height * width, channels), batch},
+                  {call.at(0), call.has(1) ? call.at(1, {{channels}, 1}) : node.op->shared->scratch.at(), call.out(0, image),
+                   small(height), small(width), small(channels), std::int32_t(call.has(1))},
+                  call.stream());
 }
 
 void interleave_pull(const DeviceNode &node, OrtKernelContext *context) {
@@ -118,9 +116,9 @@ void interleave_pull(const DeviceNode &node, OrtKernelContext *context) {
         throw OperatorError(node.name + ": image has shape " + image.text() + ", [B, 2 H, 2 W, C] is needed");
     const std::int64_t height = image.size[1] / 2, width = image.size[2] / 2, channels = channels_of(image, node.name);
     const Shape phases{{image.size[0], height + 1, width + 1, 4 * channels}, 4};
-    call.kernel("interleave_pull")
-        .launch({ceil_div(4 * (height + 1) * (width + 1), block_rows) * ceil_div(channels, block_lanes), image.size[0]},
-                {call.at(0), call.out(0, phases), small(height), small(width), small(channels)}, call.stream());
+    const cuda::Kernel &kernel = call.kernel("interleave_pull");
+    kernel.launch({tiles(kernel, 4 * (height + 1) * (width + 1), channels), image.size[0]},
+                  {call.at(0), call.out(0, phases), small(height), small(width), small(channels)}, call.stream());
 }
 
 // ------------------------------------------------------------ what ONNX Runtime asks

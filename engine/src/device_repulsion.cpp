@@ -34,6 +34,13 @@ Split split(std::int64_t values, std::int64_t columns, std::int64_t most) {
     return {ceil_div(values, length), length};
 }
 
+// The launches below are laid out for kernels that were compiled with these constants.
+void expect(cuda::Kernels &kernels, const char *name, std::initializer_list<std::pair<const char *, std::int64_t>> constants) {
+    for (const auto &[constant, wanted] : constants)
+        if (const std::int64_t found = kernels.get(name).constant(constant); found != wanted)
+            throw Error(RLSD_BAD_BUNDLE, text("kernel '", name, "': ", constant, " is ", found, ", the engine launches it for ", wanted));
+}
+
 std::size_t floats(std::int64_t count) { return static_cast<std::size_t>(count) * sizeof(float); }
 std::int32_t small_int(std::int64_t value) { return static_cast<std::int32_t>(value); }
 
@@ -100,11 +107,17 @@ DeviceRepulsion::Group DeviceRepulsion::make_group(const Size *size, std::vector
     group.steps = cuda::Buffer(device_, group.jobs.size() * sizeof(std::int64_t));
     group.next_steps = std::make_unique<cuda::Pinned>(device_, group.steps.bytes());
     if (size != nullptr) {
+        expect(kernels_, size->distances, {{"T", size->tile}, {"BD", size->columns}});
+        expect(kernels_, size->crowd,
+               {{"BI", size->rows}, {"BN", size->n}, {"BS", size->splits}, {"T", size->tile}, {"BD", size->cut}});
         const std::int64_t tiles = size->n / size->tile, splits = split(stride_, size->columns, size->splits).count;
         group.partials = cuda::Buffer(device_, floats(count * splits * size->n * size->n));
         group.squares = cuda::Buffer(device_, floats(count * splits * tiles));
         group.weights = cuda::Buffer(device_, floats(ceil_div(stride_, size->cut) * count * size->n * size->n));
     } else {
+        expect(kernels_, "repulsion_distances_16", {{"T", tile}});
+        expect(kernels_, "repulsion_bandwidths", {{"T", tile}});
+        expect(kernels_, "repulsion_gradient", {{"BI", strip}, {"BD", cut}});
         const std::int64_t tiles = ceil_div(group.largest, tile), width = tiles * tile;
         const std::int64_t splits = split(stride_, 512, std::max<std::int64_t>(1, 512 / (tiles * tiles))).count;
         const std::int64_t strips = std::max<std::int64_t>(1, scratch / std::int64_t(floats(splits * width * strip)));

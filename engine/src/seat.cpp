@@ -12,6 +12,16 @@ namespace {
 
 std::size_t count(std::int64_t lanes, std::int64_t each) { return static_cast<std::size_t>(lanes * each); }
 
+// What phi's cotangents are scaled to. Lower where the step of a job among them is done again: for all of them, by a
+// power of two, of which the rounding of halves sees nothing.
+double feature_level(const Chunk &chunk, const Manifest &manifest) {
+    double lowered = 1;
+    for (const DeviceLane &lane : chunk.lanes)
+        if (lane.job->repelled() && lane.job->in_features())
+            lowered = std::min(lowered, lane.job->loss_scale / manifest.cotangent_scales.at("decoder"));
+    return manifest.cotangent_scales.at("features") * lowered;
+}
+
 // Parts of a chunk's page-locked memory.
 struct Layout {
     explicit Layout(std::int64_t size) : n(static_cast<std::size_t>(size)) {}
@@ -189,7 +199,7 @@ void Seat::second(Chunk &chunk, const DeviceState &state, const DeviceRepulsion 
     const bool moves = chunk.any([](const Job &job) { return job.stepping(); });
     const bool pulled = chunk.any([](const Job &job) { return job.repelled() && job.in_features(); });
     if (pulled) {
-        const double level = bundle_.manifest().cotangent_scales.at("features");
+        const double level = feature_level(chunk, bundle_.manifest());
         kernels_.get("spread_repulsion_fp16")
             .launch({1, size_}, {at("words"), at("reals"), seen->result(), at("phi.cotangent"), at("image_scale"),
                                  static_cast<std::int32_t>(bundle_.manifest().feature_dim),

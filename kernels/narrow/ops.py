@@ -26,7 +26,7 @@ def narrow_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, channels_
     _matrix("weight", weight, x, (_columns(narrow), None))
     if bias is not None:
         checks.vector("bias", bias, weight)
-    run = triton_kernels if _on_device(x) else naive
+    run = triton_kernels if checks.on_device(x) else naive
     with torch.cuda.device_of(x):
         return run.narrow_conv(x, weight, bias, channels_first)
 
@@ -51,7 +51,7 @@ def group_norm_taps(
     _checked(x, weight, bias, kernel, planes, groups, epsilon, x_bias)
     given = (x, weight, bias, kernel, planes, groups, epsilon, silu, x_bias)
     with torch.cuda.device_of(x):
-        return (triton_kernels if _on_device(x) else naive).group_norm_taps(*given)[:3]  # type: ignore[return-value]
+        return (triton_kernels if checks.on_device(x) else naive).group_norm_taps(*given)[:3]  # type: ignore[return-value]
 
 
 @group_norm_taps.register_fake
@@ -70,7 +70,7 @@ def add_group_norm_taps(
     _checked(x, weight, bias, kernel, planes, groups, epsilon, x_bias)
     checks.like("residual", residual, x)
     given = (weight, bias, kernel, planes, groups, epsilon, silu, x_bias)
-    if not _on_device(x):
+    if not checks.on_device(x):
         return naive.add_group_norm_taps(x, residual, *given)
     with torch.cuda.device_of(x):
         return triton_kernels.group_norm_taps(x, *given, residual)
@@ -91,17 +91,15 @@ def sum_taps(taps: Tensor, bias: Tensor) -> Tensor:
         raise ValueError(f"taps is {taps.dtype}, but must be float32 or float64")
     if bias.dim() != 1 or 9 * bias.shape[0] != taps.shape[1] or bias.device != taps.device:
         raise ValueError(f"bias has shape {list(bias.shape)} on {bias.device}, but taps {list(taps.shape)}")
+    if not bias.is_contiguous() or not bias.is_floating_point():
+        raise ValueError(f"bias is {bias.dtype} with stride {bias.stride(0)}, but must be contiguous floating point")
     with torch.cuda.device_of(taps):
-        return (triton_kernels if _on_device(taps) else naive).sum_taps(taps, bias)
+        return (triton_kernels if checks.on_device(taps) else naive).sum_taps(taps, bias)
 
 
 @sum_taps.register_fake
 def _(taps: Tensor, bias: Tensor) -> Tensor:
     return taps.new_empty(taps.shape[0], bias.shape[0], *taps.shape[2:], dtype=bias.dtype)
-
-
-def _on_device(x: Tensor) -> bool:
-    return x.is_cuda and x.dtype != torch.float64
 
 
 def _columns(narrow: int) -> int:

@@ -22,7 +22,7 @@ ROWS, BLOCK, WARPS = 64, 128, 4  # narrow_conv: pixels, channels of the result
 TAP_ROWS, TAP_BLOCK, TAP_WARPS = 128, 64, 8  # taps: pixels, channels of x
 PIXELS, SUM_WARPS = 1024, 4  # sum
 COLUMNS = (32, 64)  # of a neighbourhood in a matrix product: up to 3 and 7 channels
-GROUPS = 16  # of a program that finishes statistics
+GROUPS = tiles.GROUPS  # of a program that finishes statistics
 
 
 def columns(narrow: int) -> int:

@@ -14,6 +14,11 @@ ORDERS = ("blocks", "shuffle")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
+def on_device(x: Tensor) -> bool:
+    """Whether the Triton kernels run for x: on CUDA, but for float64."""
+    return x.is_cuda and x.dtype != torch.float64
+
+
 def image(name: str, value: Tensor) -> None:
     """[B, H, W, C], contiguous, floating-point, not empty."""
     if value.dim() != 4 or value.numel() == 0 or value.dtype not in FLOATS or not _packed(value):

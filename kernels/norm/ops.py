@@ -25,7 +25,7 @@ def group_norm(
     """
     checks.norm(x, weight, bias, groups, epsilon)
     checks.x_bias(x_bias, x)
-    run = forward.group_norm if _on_device(x) else naive.group_norm
+    run = forward.group_norm if checks.on_device(x) else naive.group_norm
     with torch.cuda.device_of(x):
         return run(x, weight, bias, groups, epsilon, silu, x_bias)[:3]
 
@@ -47,7 +47,7 @@ def add_group_norm(
     checks.norm(x, weight, bias, groups, epsilon)
     checks.like("residual", residual, x)
     checks.x_bias(x_bias, x)
-    if not _on_device(x):
+    if not checks.on_device(x):
         return naive.add_group_norm(x, residual, weight, bias, groups, epsilon, silu, x_bias)
     with torch.cuda.device_of(x):
         return forward.group_norm(x, weight, bias, groups, epsilon, silu, x_bias, residual)
@@ -76,7 +76,7 @@ def group_norm_pull(
     x_bias: as for group_norm; x is without it, mean and rstd are those of x + x_bias.
     """
     checks.pulled(cotangent, x, mean, rstd, weight, bias, groups, added, x_bias)
-    run = pull.group_norm_pull if _on_device(x) else naive.group_norm_pull
+    run = pull.group_norm_pull if checks.on_device(x) else naive.group_norm_pull
     with torch.cuda.device_of(x):
         return run(cotangent, x, mean, rstd, weight, bias, groups, silu, added, x_bias)
 
@@ -106,7 +106,7 @@ def group_norm_pull_phases(
     checks.pulled(cotangent, x, mean, rstd, weight, bias, groups, added, x_bias)
     checks.interleaved(cotangent)
     given = (cotangent, x, mean, rstd, weight, bias, groups, silu, added, x_bias)
-    if not _on_device(x):
+    if not checks.on_device(x):
         return naive.group_norm_pull_phases(*given)
     with torch.cuda.device_of(x):
         return pull.group_norm_pull(*given, phases=True)
@@ -173,7 +173,7 @@ def bias_residual(x: Tensor, bias: Tensor, residual: Tensor | None = None, silu:
     if residual is not None:
         checks.like("residual", residual, x)
     with torch.cuda.device_of(x):
-        return (elementwise if _on_device(x) else naive).bias_residual(x, bias, residual, silu)
+        return (elementwise if checks.on_device(x) else naive).bias_residual(x, bias, residual, silu)
 
 
 @bias_residual.register_fake
@@ -207,7 +207,7 @@ def interleave(phases: Tensor, order: str = "blocks", bias: Tensor | None = None
     if bias is not None:
         checks.vector("bias", bias, phases[..., : phases.shape[3] // 4])
     with torch.cuda.device_of(phases):
-        return (elementwise if _on_device(phases) else naive).interleave(phases, order, bias)
+        return (elementwise if checks.on_device(phases) else naive).interleave(phases, order, bias)
 
 
 @interleave.register_fake
@@ -222,7 +222,7 @@ def interleave_pull(cotangent: Tensor, order: str = "blocks") -> Tensor:
     checks.interleaved(cotangent)
     checks.order(order)
     with torch.cuda.device_of(cotangent):
-        return (elementwise if _on_device(cotangent) else naive).interleave_pull(cotangent, order)
+        return (elementwise if checks.on_device(cotangent) else naive).interleave_pull(cotangent, order)
 
 
 @interleave_pull.register_fake
@@ -259,7 +259,7 @@ def add_layer_norm(
     if residual is not None:
         checks.like("residual", residual, x)
     with torch.cuda.device_of(x):
-        return (rows if _on_device(x) else naive).add_layer_norm(x, x_bias, weight, bias, epsilon, residual)
+        return (rows if checks.on_device(x) else naive).add_layer_norm(x, x_bias, weight, bias, epsilon, residual)
 
 
 @add_layer_norm.register_fake
@@ -279,7 +279,9 @@ def layer_norm_pull(
     if added is not None:
         checks.like("added", added, x)
     with torch.cuda.device_of(x):
-        return (rows if _on_device(x) else naive).layer_norm_pull(cotangent, x, weight, epsilon, added).contiguous()
+        return (
+            (rows if checks.on_device(x) else naive).layer_norm_pull(cotangent, x, weight, epsilon, added).contiguous()
+        )
 
 
 @layer_norm_pull.register_fake
@@ -293,7 +295,7 @@ def gelu_pull(cotangent: Tensor, x: Tensor) -> Tensor:
     checks.rows("x", x)
     checks.like("cotangent", cotangent, x)
     with torch.cuda.device_of(x):
-        return (rows if _on_device(x) else naive).gelu_pull(cotangent, x).contiguous()
+        return (rows if checks.on_device(x) else naive).gelu_pull(cotangent, x).contiguous()
 
 
 @gelu_pull.register_fake
@@ -307,16 +309,12 @@ def softmax_pull(cotangent: Tensor, y: Tensor, scale: float = 1.0) -> Tensor:
     checks.rows("y", y)
     checks.like("cotangent", cotangent, y)
     with torch.cuda.device_of(y):
-        return (rows if _on_device(y) else naive).softmax_pull(cotangent, y, scale).contiguous()
+        return (rows if checks.on_device(y) else naive).softmax_pull(cotangent, y, scale).contiguous()
 
 
 @softmax_pull.register_fake
 def _(cotangent: Tensor, y: Tensor, scale: float = 1.0) -> Tensor:
     return y.new_empty(y.shape)
-
-
-def _on_device(x: Tensor) -> bool:
-    return x.is_cuda and x.dtype != torch.float64
 
 
 def _statistics(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:

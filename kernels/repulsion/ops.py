@@ -31,8 +31,8 @@ def repulsion(
     i and j are particles of one job; h_i = median_{j != i}(d_ij)^2 / ln(max(N - 1, 2)), the lower middle, and at least
     (0.01 s)^2, where s is the root mean square norm of the job's features (1 if that is 0). Particles closer than
     1e-6 s count as 0.01 s apart, in a random direction addressed by seed, item, particles and step; each such pair
-    costs 2 D random numbers. N = 1 gives 0. Source: arXiv 2406.16683; the limits are those of
-    rlsd.engine.reference.
+    costs 2 D random numbers for every 64 or 128 columns of R. N = 1 gives 0. Source: arXiv 2406.16683; the limits are
+    those of rlsd.engine.reference.
 
     phi: [P, D] float32 or float16, with entries of magnitude 1e-16 to 1e16 or 0 (squares are float32).
     offsets: int32 [J + 1], from 0 to P ascending: job J owns rows offsets[J] .. offsets[J + 1] - 1; default one job.

@@ -80,7 +80,7 @@ class Lanes:
         return cls(whole.to(torch.int32).to(device), real.to(dtype).to(device))
 
     def __getitem__(self, name: str) -> Tensor:
-        """The column [B, 1], whole numbers as int64 by their 32 unsigned bits, slot and repulsion_row signed."""
+        """The column [B, 1], whole numbers as int64 by their 32 unsigned bits, slot and rows signed."""
         if name in REAL:
             return self.real[:, REAL.index(name), None]
         column = self.whole[:, WHOLE.index(name), None].long()
