@@ -4,6 +4,21 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+
+import pytest
 
 if shutil.which("nvidia-smi") is None:
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture(autouse=True)
+def no_hazards(request: pytest.FixtureRequest) -> Iterator[None]:
+    """In the tests of kernels, every launch in the interpreter is watched for what a GPU may do otherwise."""
+    if not request.path.name.startswith("test_kernels_") or os.environ.get("TRITON_INTERPRET") != "1":
+        yield
+        return
+    from kernel_watch import watched
+
+    with watched():
+        yield

@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("onnx")
 from device_case import difference, fake_fixture  # noqa: F401
 from device_nodes import bundle_of, features_graph, graph_of_all, run
+from kernel_watch import watched
 from onnx import helper
 from tiny import LATENT
 
@@ -18,7 +19,7 @@ from rlsd.engine import Engine, RlsdError, Status
 def test_every_operator_is_its_definition(fake, tmp_path, kind):
     graph = graph_of_all(kind)
     bundle = bundle_of(tmp_path, features_graph(graph.nodes, graph.constants, graph.wanted))
-    with Engine(bundle) as engine:
+    with Engine(bundle) as engine, watched(bounds=False):
         found = run(engine, graph.wanted)
     for name, want in graph.wanted.items():
         assert difference(found[name], want.astype(np.float32)) < 2e-3, name

@@ -16,7 +16,7 @@ void normalise(const Call &call, const Division &d, const Shape &x, DevicePointe
     const DevicePointer w = call.at(weight, per_channel), b = call.at(weight + 1, per_channel);
     const DevicePointer y = call.out(0, x), mean = call.out(1, per_group), rstd = call.out(2, per_group);
     call.kernel("group_norm_apply_" + std::to_string(d.block))
-        .launch(d.grid(), {total, partial, w, b, x_bias.at, y, mean != 0 ? mean : spare, rstd != 0 ? rstd : spare,
+        .launch(d.grid(), {total, partial, w, b, x_bias.at, y, mean != 0 ? mean : spare, rstd != 0 ? rstd : spare + scratch_bytes / 4,
                            small(d.pixels), small(d.channels), small(d.groups), small(d.size), small(d.width), small(d.chunk),
                            x_bias.rows, call.node.epsilon, small(call.node.silu)},
                 call.stream());

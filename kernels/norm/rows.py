@@ -36,6 +36,7 @@ def add_layer_norm_kernel(  # type: ignore[no-untyped-def]
     value += tl.load(residual + at, mask=channel < channels * add, other=0.0).to(tl.float32)
     rounded = value.to(total.dtype.element_ty)  # first: what is normalised is what is written
     tl.store(total + at, rounded, mask=inside)
+    tl.debug_barrier()  # where nobody wants the total, it lies in y
     value = rounded.to(tl.float32)
     centred = tl.where(inside, value - tl.sum(value, 0) / channels, 0.0)
     rstd = tl.rsqrt(tl.sum(centred * centred, 0) / channels + epsilon)
