@@ -88,7 +88,7 @@ def run_batch(batch: Batch, console: Console) -> Finished:
     _check(batch, facts)
     _check_parameters(batch, facts)
     params = facts.operators[work.find_task(facts.operators).operator].params
-    listing = list_inputs(batch.inputs, batch.root, params)
+    listing = list_inputs(batch.inputs, batch.root, params, Path(work.out))
     with (
         BatchFolder(Path(work.out), identity(batch, listing)) as folder,
         monitored(listing.count, console, batch.log, batch.metrics) as monitor,
@@ -115,7 +115,7 @@ def _work(
         return
     works = works_of(batch, facts)
     if len(works) > 1:
-        with Pool(works, folder.lock, monitor, stop) as pool:
+        with Pool(works, folder.lock.descriptor, monitor, stop) as pool:
             pool.run(left)
         return
     feed: Feed = lambda wait: next(left, Nothing.EVER)  # noqa: E731

@@ -5,6 +5,7 @@
     items.csv         the figures of all finished items, once the batch has ended
     failures.jsonl    items that failed in the last run, if any did
     .snapshots/       items under way; gone when the batch has ended
+    .lock             held by the run that is under way
 
 Everything appears under its name only when it is complete and synced.
 """
@@ -13,12 +14,10 @@ from __future__ import annotations
 
 import csv
 import errno
-import fcntl
 import io
 import json
 import os
 import shutil
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -26,6 +25,7 @@ from types import TracebackType
 from typing import Any
 
 from rlsd.engine import RlsdError
+from rlsd.pipeline.batch_lock import LOCK, Lock
 from rlsd.pipeline.errors import InputError
 from rlsd.pipeline.manifest import Entry
 from rlsd.pipeline.output import TEMPORARY, OutputFolder, encoded, sync
@@ -35,7 +35,6 @@ COLUMNS = (
     "item", "name", "source", "particles", "sigma", "residual_mean", "residual_best", "psnr_mean", "psnr_best",
     "psnr_of_mean_image",
 )  # fmt: skip
-PATIENCE = 5.0  # seconds that a lock may still be held by workers of a run that was killed
 
 
 class OutputError(OSError):
@@ -108,7 +107,7 @@ class BatchFolder:
     """
 
     def __init__(self, path: Path, run: Mapping[str, Any]):
-        self.path, self.run = path, dict(run)
+        self.path, self.run, self.lock = path, dict(run), Lock(path)
         self._made: list[Path] = []
         self._claimed = False  # by this run, not by an earlier one
 
@@ -116,21 +115,23 @@ class BatchFolder:
         OutputFolder(self.path, (), overwrite=True).check()
         self._make()
         with writing(self.path):
-            self.lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self.lock.take()
             try:
-                self._take()
                 self._claim()
             except BaseException:
-                os.close(self.lock)
+                self.lock.release()
                 raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._claimed and isinstance(error, (InputError, RlsdError)):
+        given_up = self._claimed and isinstance(error, (InputError, RlsdError))
+        if given_up:
             self._withdraw()
-        os.close(self.lock)
+        self.lock.release()
+        if given_up:
+            self._unmake()
 
     def _make(self) -> None:
         """The folder, and those above it that are missing. OutputError."""
@@ -157,26 +158,13 @@ class BatchFolder:
                 self._sweep(below)
                 below.rmdir()
             (self.path / RUN).unlink()
-            self._unmake()
-
-    def _take(self) -> None:
-        """The lock: of the folder itself, held by this process and the workers that inherit it, and gone with them."""
-        end = time.monotonic() + PATIENCE
-        while True:
-            try:
-                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    raise InputError(f"output {self.path} is in use: another run is writing to it") from None
-                time.sleep(0.05)
 
     def _claim(self) -> None:
         """Writes run.json into an empty folder, or compares it with what this run is."""
         try:
             found = json.loads((self.path / RUN).read_text())
         except FileNotFoundError:
-            if any(not entry.name.startswith(TEMPORARY) for entry in self.path.iterdir()):
+            if any(entry.name != LOCK and not entry.name.startswith(TEMPORARY) for entry in self.path.iterdir()):
                 raise InputError(f"output {self.path} is not empty and has no {RUN} of a batch: name another") from None
             with suppress(PermissionError):
                 sync(self.path.absolute().parent)
@@ -187,8 +175,11 @@ class BatchFolder:
         for key in (*self.run, *(found if isinstance(found, dict) else ())):
             old, new = (facts.get(key) if isinstance(facts, dict) else None for facts in (found, self.run))
             if old != new:
+                is_, ones = f"is {_short(old)}", f"this one's is {_short(new)}"
+                if key == "list":  # both are digests
+                    is_, ones = "of items is another", "files or rows have changed, or files are named by another path"
                 raise InputError(
-                    f"output {self.path} holds a batch whose {key} is {_short(old)}; this one's is {_short(new)}: "
+                    f"output {self.path} holds a batch whose {key} {is_}; {ones}: "
                     "give the same command again to go on, or name another folder"
                 )
         self._sweep(self.path)
@@ -215,10 +206,10 @@ class BatchFolder:
     def check(self) -> None:
         """OutputError when the folder is gone or is no longer the one that was locked."""
         with writing(self.path):
-            if os.stat(self.path).st_ino != os.fstat(self.lock).st_ino:
-                raise FileNotFoundError(errno.ENOENT, "the folder was replaced", str(self.path))
+            if not self.lock.is_in_place():
+                raise FileNotFoundError(errno.ENOENT, f"the folder, or {LOCK} in it, was replaced", str(self.path))
 
-    def end(self, entries: Iterable[Entry], failures: Mapping[int, Mapping[str, Any]]) -> None:
+    def end(self, entries: Iterable[Entry], failures: Mapping[Any, Mapping[str, Any]]) -> None:
         """Writes the table and the failures, and removes what only serves to go on."""
         with writing(self.path):
             self._sweep(self.path / ITEMS)  # of workers that died
@@ -230,7 +221,7 @@ class BatchFolder:
                     for row in self._rows(entries):
                         stream.write(encoded(row))
                 if failures:
-                    lines = (json.dumps(failures[index]) + "\n" for index in sorted(failures))
+                    lines = (json.dumps(failures[key]) + "\n" for key in sorted(failures))
                     folder.file(FAILURES, "".join(lines))
             if not failures and (self.path / FAILURES).exists():
                 os.unlink(self.path / FAILURES)

@@ -38,6 +38,6 @@ def write_lean(folder: Path, outcome: Outcome, misfit: np.ndarray, frame: Frame,
         digits = max(2, len(str(len(particles) - 1)))
         for index, image in enumerate(frame.crop(particles)):
             picture.picture(image).save(folder / f"particle_{index:0{digits}}.png")
-        picture.picture(frame.crop(mean)).save(folder / "mean.png")
+        picture.picture(metrics.mean_image(frame.crop(particles))).save(folder / "mean.png")
     entry = {key: value for key, value in record(item, figures).items() if key != "plots"}
     (folder / "item.json").write_text(json.dumps(entry) + "\n")

@@ -82,8 +82,9 @@ class Elements:
                 index += 1
 
 
-def list_inputs(given: Sequence[str], root: Path | None, params: Collection[str]) -> Listing:
-    """The items that --input names. root: that no path of a manifest may leave. InputError when there are none."""
+def list_inputs(given: Sequence[str], root: Path | None, params: Collection[str], out: Path | None = None) -> Listing:
+    """The items that --input names. root: that no path of a manifest may leave. out: the output folder, below which a
+    pattern finds nothing. InputError when there are none."""
     if (manifest := manifest_in(given)) is not None:
         return open_manifest(manifest, root, params)
     if root is not None:
@@ -100,9 +101,10 @@ def list_inputs(given: Sequence[str], root: Path | None, params: Collection[str]
         return Files([given[0]])
     if not glob.has_magic(given[0]):
         raise InputError(f"input {path} does not exist")
-    found = sorted(name for name in glob.iglob(given[0], recursive=True) if os.path.isfile(name))
+    matched = sorted(name for name in glob.iglob(given[0], recursive=True) if _is_item(name))
+    found = matched if out is None else _outside(matched, os.path.realpath(out))
     if not found:
-        raise InputError(f"input {path} matches no file")
+        raise InputError(f"input {path} matches no file{' outside of the output folder' if matched else ''}")
     return Files(found)
 
 
@@ -117,11 +119,24 @@ def own_columns(given: Sequence[str]) -> list[str]:
     return columns_of(manifest) if manifest is not None else []
 
 
+def _is_item(name: str) -> bool:
+    """Whether it is a file, or a link that leads nowhere: an item that fails, lest the others' numbers depend on it."""
+    return os.path.isfile(name) or (os.path.islink(name) and not os.path.exists(name))
+
+
+def _outside(names: Sequence[str], folder: str) -> list[str]:
+    """The names that do not lie below `folder`, whose links are resolved."""
+    folders = {os.path.dirname(name) for name in names}
+    inside = {each for each in folders if Path(os.path.realpath(each)).is_relative_to(folder)}
+    return [name for name in names if os.path.dirname(name) not in inside]
+
+
 def _folder(path: Path) -> Files:
     """The folder's own files that have a name of an image, sorted; nothing of its subfolders."""
     try:
         with os.scandir(path) as entries:
-            names = [e.name for e in entries if e.name[:1] != "." and e.name.lower().endswith(SUFFIXES) and e.is_file()]
+            named = [e for e in entries if e.name[:1] != "." and e.name.lower().endswith(SUFFIXES)]
+            names = [e.name for e in named if (_is_item(e.path) if e.is_symlink() else e.is_file())]
     except OSError as error:
         raise InputError(f"input {path} cannot be read: {error.strerror}") from None
     if not names:

@@ -35,12 +35,12 @@ _COUNTED = {"done": "items_done_total", "failed": "items_failed_total", "death":
 
 
 class Monitor:
-    """Counts events and tells of them. failures: of this run, by the item's index."""
+    """Counts events and tells of them. failures: of this run, by the item's index and name."""
 
     def __init__(self, items: int, console: Console, log: Path | None = None, metrics: Path | None = None):
         self.console, self.metrics = console, metrics
         self.values: dict[str, float] = {**dict.fromkeys(_HELP, 0), "items": items, "running": 1}
-        self.failures: dict[int, Mapping[str, Any]] = {}
+        self.failures: dict[tuple[int, str], Mapping[str, Any]] = {}
         self._start = self._line = self._written = time.monotonic()
         self._log = open(log, "a", encoding="utf-8", buffering=1) if log else None  # noqa: SIM115 (closed in close)
 
@@ -55,7 +55,7 @@ class Monitor:
             values["snapshots_total"] += 1
             values["snapshot_bytes_total"] += event.number
         if event.kind == "failed":
-            self.failures[event.index] = {"item": event.index, "name": event.name, "error": event.text}
+            self.failures[event.index, event.name] = {"item": event.index, "name": event.name, "error": event.text}
         if event.kind in ("failed", "death"):
             self.say(f"{event.name}: {event.text}" if event.name else event.text)
         if event.kind not in ("steps", "snapshot", "ready"):

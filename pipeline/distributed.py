@@ -157,7 +157,9 @@ def run_together(
                 assert result is not None and result.trace is not None
                 yield Outcome(item, result.particles, result.latents, result.trace, result.seconds)
 
-        finished = run_plans(engine, [plan], out, reconstruct=together, **options)
+        total = plan.settings.particles
+        share = len(group.share(total)) / total or 1.0
+        finished = run_plans(engine, [plan], out, reconstruct=together, share=share, **options)
     finish_together(group, snapshots)
     return finished
 

@@ -12,6 +12,10 @@ from PIL import Image
 from rlsd.pipeline.errors import InputError, about
 from rlsd.pipeline.images import RAW, Picture, channels_first, kind_of, read_image, read_numbers, read_raw, scaled
 
+_WHOLE = {  # parameters that are whole numbers: the least, the greatest, both in words
+    "levels": (2, np.inf, "whole numbers of 2 or more"),
+    "tables": (1, 255, "whole numbers from 1 to 255"),
+}
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
@@ -91,20 +95,33 @@ def centred_part(given: tuple[int, int], wanted: tuple[int, int]) -> tuple[float
     return left, top, given[1] - left, given[0] - top
 
 
-def read_measurement(path: Path, shape: Sequence[int], frame: Frame, pictorial: bool = True) -> np.ndarray:
+def read_measurement(
+    path: Path,
+    shape: Sequence[int],
+    frame: Frame,
+    pictorial: bool = True,
+    notes: list[str] | None = None,
+    pointwise: bool = False,
+) -> np.ndarray:
     """A measurement of `shape` from NPY or zarr (floating point: as it is) or, if it is `pictorial`, from an image.
 
-    8 and 16 bit values are scaled to [-1, 1]. One of the content's size gets the black border.
+    8 and 16 bit values are scaled to [-1, 1]. One of the content's size gets the black border if the operator is
+    `pointwise`; any other mixes the border in, so that it must have been there. What was done to an image that its
+    owner may not expect is appended to `notes`.
     """
-    shape = tuple(shape)
+    shape, notes = tuple(shape), [] if notes is None else notes
     is_raw = (file := kind_of(path)) in RAW
     if not is_raw and (not pictorial or len(shape) != 3):
         raise InputError(f"{path} is an image, which this measurement is not: give it as floating-point NPY")
     try:
-        y = read_raw(path, file) if is_raw else to_channels(read_image(path).values, shape[0], [])
-        if is_raw and y.dtype.kind != "f":
-            y = scaled(y)
-        y = _shaped(y.astype(np.float32), shape, frame, border=-1.0)
+        if is_raw:
+            y = read_raw(path, file)
+            y = y if y.dtype.kind == "f" else scaled(y)
+        else:
+            picture = read_image(path)
+            notes += picture.notes
+            y = to_channels(picture.values, shape[0], notes)
+        y = _shaped(y.astype(np.float32), shape, frame, border=-1.0 if pointwise else None)
     except InputError as error:
         raise about(path, error) from None
     if not np.isfinite(y).all():
@@ -138,6 +155,10 @@ def read_parameter(path: Path, name: str, shape: Sequence[int], frame: Frame) ->
         raise InputError(f"{path} hides every pixel; a mask is 1 or white where a pixel is observed")
     if kind == "kernel" and not (abs(value.sum() - 1) < 1e-3):
         raise InputError(f"{path} sums to {value.sum():.4g}; a blur kernel must sum to 1")
+    if kind in _WHOLE:
+        least, most, allowed = _WHOLE[kind]
+        if not ((value == np.round(value)) & (value >= least) & (value <= most)).all():
+            raise InputError(f"{path} has values that the parameter {name} cannot have; allowed are {allowed}")
     return value
 
 
@@ -151,17 +172,23 @@ def _white_is_one(path: Path, is_mask: bool) -> np.ndarray:
     return (gray >= 0.5).astype(np.float32) if is_mask else gray
 
 
-def _shaped(values: np.ndarray, shape: tuple[int, ...], frame: Frame, border: float) -> np.ndarray:
-    """`values` in `shape`: as they are, as an image with its axes in another order, or with the border added."""
+def _shaped(values: np.ndarray, shape: tuple[int, ...], frame: Frame, border: float | None) -> np.ndarray:
+    """`values` in `shape`: as they are, as an image with its axes in another order, or with the border added.
+
+    border: its value; None refuses an image without.
+    """
     if values.shape == shape:
         return values
+    why = ""
     if len(shape) == 3 and values.ndim in (2, 3):
         image = channels_first(values)
         if image.shape == shape:
             return image
         if shape[1:] == frame.image[1:] and image.shape == (shape[0], *frame.content):
-            return frame.pad(image, border)
+            if border is not None:
+                return frame.pad(image, border)
+            why = ", measured with the prior's black border in place: the operator is not known to leave it as it is"
     if values.ndim == len(shape) + 1 and values.shape[1:] == shape and len(values) == 1:
         return values[0]  # an image format gives a matrix one channel
     given, wanted = (" x ".join(map(str, s)) for s in (values.shape, shape))
-    raise InputError(f"has the shape {given}; {wanted} is wanted")
+    raise InputError(f"has the shape {given}; {wanted} is wanted{why}")

@@ -23,6 +23,7 @@ from rlsd.pipeline.dicom import read_dicom
 from rlsd.pipeline.errors import InputError, about
 
 MAX_PIXELS = 100_000_000
+DARK = 4096  # of 16 bits: what a sensor of 12 bits has at most
 _KINDS = (
     (b"\x93NUMPY", "NPY"),
     (b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -53,6 +54,8 @@ def read_image(path: Path) -> Picture:
     """Reads one image. InputError when the file is missing, empty, damaged, of another format or not an image."""
     notes: list[str] = []
     numbers = read_numbers(path, notes)
+    if numbers.dtype == np.uint16 and 0 < (most := numbers.max()) < DARK:
+        notes.append(f"values up to {most} of 65535: very dark; scale them if the sensor has fewer bits")
     try:
         return Picture(scaled(numbers), tuple(notes))
     except InputError as error:

@@ -172,8 +172,10 @@ def read_source(engine: Engine, plan: Plan, source: Source) -> Read:
     }
     params = plan.task.parameters(operator.params, plan.settings.seed, source.index, given, plan.measured)
     if plan.measured:
-        y = read_measurement(source.path, operator.measurement_shape, frame, plan.task.pictorial)
-        return y, params, ()
+        notes: list[str] = []
+        task, shape = plan.task, operator.measurement_shape
+        y = read_measurement(source.path, shape, frame, task.pictorial, notes, pointwise=task.pointwise)
+        return y, params, tuple(notes)
     try:
         picture = fit_image(read_image(source.path), frame)
     except InputError as error:

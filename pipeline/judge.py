@@ -80,7 +80,7 @@ class Judge:
 
 
 def compare(particles: np.ndarray, truth: np.ndarray, fit: int, lpips: Lpips | None = None) -> dict[str, Any]:
-    """PSNR, SSIM and LPIPS of each particle [N, C, H, W], of the best, of the one that fits best, and of the mean.
+    """PSNR, SSIM and LPIPS of each particle [N, C, H, W], clipped, of the best, of the one that fits best, of the mean.
 
     fit: the index of the particle whose data residual is least. SSIM is None where the image is too small for it, LPIPS
     where there are no weights.
@@ -101,7 +101,7 @@ def judged(
     values = [value for particle in particles if (value := measure(particle)) is not None]
     if len(values) < len(particles):
         return None
-    of_mean = measure(particles.mean(axis=0))
+    of_mean = measure(metrics.mean_image(particles))
     return {**summary(values, fit, best), "of_mean_image": None if of_mean is None else _finite(of_mean)}
 
 

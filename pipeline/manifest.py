@@ -71,16 +71,18 @@ class Manifest:
 def open_manifest(path: Path, root: Path | None, params: Collection[str]) -> Manifest:
     """Reads the whole file once, keeping 16 bytes a row, to see that it is sound. InputError."""
     top = Path(os.path.realpath(root or path.parent))
-    names, numbers = array("Q"), array("Q")
+    names, numbers, count = array("Q"), array("Q"), 0
     for entry in _entries(path, top, params):
-        names.append(int.from_bytes(blake2b(entry.name.lower().encode(), digest_size=8).digest(), "little"))
-        numbers.append(entry.index)
-    if not names:
+        count += 1
+        if _is_named(entry):
+            names.append(int.from_bytes(blake2b(entry.name.lower().encode(), digest_size=8).digest(), "little"))
+            numbers.append(entry.index)
+    if not count:
         raise InputError(f"{path} has no rows below its header")
-    for what, values in (("name", names), ("item", numbers)):
+    for what, values in (("item", numbers), ("name", names)):  # equal numbers may make equal names
         if _twice(values):
             raise InputError(f"{path}: {_which(path, top, params, what)}")
-    return Manifest(path, top, frozenset(params), sha256(path), len(names))
+    return Manifest(path, top, frozenset(params), sha256(path), count)
 
 
 def columns_of(path: Path) -> list[str]:
@@ -106,10 +108,11 @@ def _twice(values: array) -> bool:
 def _which(path: Path, root: Path, params: Collection[str], what: str) -> str:
     """Says which name or item number is there twice."""
     seen: set[str | int] = set()
-    for entry in _entries(path, root, params):
+    for entry in filter(_is_named, _entries(path, root, params)):
         value = entry.name.lower() if what == "name" else entry.index
         if value in seen:
-            return f"{what} {value} is given twice; each item needs its own"
+            hint = " (without one it is the row's)" if what == "item" else ""
+            return f"{what} {value} is given twice; each item needs its own{hint}"
         seen.add(value)
     raise InputError(f"{path} changed while it was read")
 
@@ -173,14 +176,14 @@ def _check_header(path: Path, header: Sequence[str], params: Collection[str]) ->
 
 
 def _entry(number: int, row: Mapping[str, str], root: Path) -> Entry:
-    """The entry of a row; one that is not usable keeps its row's number and says why."""
-    index, name = number, f"{number:06d}"
+    """The entry of a row; one that is not usable says why, and is called after its row if it has no usable name."""
+    index, name = number, f"row {number}"  # which is no name of an item
     try:
         own = _whole("item", row.get("item"), 0, MOST_ITEMS - 1)
         index = number if own is None else own
         name = row.get("name") or default_name(index, row["input"])
         if not NAME.fullmatch(name):
-            shown, name = name[:100], f"{number:06d}"
+            shown, name = name[:100], f"row {number}"
             raise InputError(f"name {shown!r} is not allowed: 1 to 200 of A-Z a-z 0-9 _ . -, not a dot or hyphen first")
         given = {key: str(inside(value, root)) for key, value in row.items() if key not in OWN and value}
         return Entry(
@@ -189,6 +192,11 @@ def _entry(number: int, row: Mapping[str, str], root: Path) -> Entry:
         )  # fmt: skip
     except InputError as error:
         return Entry(index, name, row["input"][:1000], error=f"row {number}: {error}")
+
+
+def _is_named(entry: Entry) -> bool:
+    """Whether it has a number and a name, which no other may have."""
+    return NAME.fullmatch(entry.name) is not None
 
 
 def default_name(index: int, path: str) -> str:

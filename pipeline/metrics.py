@@ -46,7 +46,13 @@ def cosine_similarity(features: np.ndarray) -> float | None:
 
 def deviation(particles: np.ndarray) -> np.ndarray:
     """Standard deviation over the particles [N, C, H, W] of each pixel, root mean square over channels: [H, W]."""
-    return np.sqrt(particles.astype(np.float64).var(axis=0).mean(axis=0))
+    return np.sqrt(_clipped(particles).var(axis=0).mean(axis=0))
+
+
+def mean_image(particles: np.ndarray) -> np.ndarray:
+    """The mean of the particles [N, C, H, W], each clipped: [C, H, W]."""
+    mean: np.ndarray = _clipped(particles).mean(axis=0)
+    return mean
 
 
 def residual(y: np.ndarray, predicted: np.ndarray, params: Mapping[str, np.ndarray]) -> np.ndarray:

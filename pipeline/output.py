@@ -37,7 +37,9 @@ class OutputFolder:
         if not nearest.is_dir():
             raise InputError(f"output {nearest} is a file; a folder is wanted")
         if not os.access(nearest, os.W_OK | os.X_OK):
-            raise InputError(f"output {self.path} cannot be written: no permission in {nearest}")
+            read_only = os.statvfs(nearest).f_flag & os.ST_RDONLY
+            why = f"{nearest} is on a read-only file system" if read_only else f"no permission in {nearest}"
+            raise InputError(f"output {self.path} cannot be written: {why}")
         if not self.path.exists():
             return
         if not self.overwrite and any(not file.name.startswith(TEMPORARY) for file in self.path.iterdir()):

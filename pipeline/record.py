@@ -36,7 +36,7 @@ def write_item(
     digits = max(2, len(str(len(shown) - 1)))
     for index, particle in enumerate(shown):
         picture.picture(particle).save(folder / f"particle_{index:0{digits}}.png")
-    picture.picture(shown.mean(axis=0)).save(folder / "mean.png")
+    picture.picture(metrics.mean_image(shown)).save(folder / "mean.png")
     if item.truth is not None:
         picture.picture(frame.crop(item.truth)).save(folder / "input.png")
     picture.measurement_picture(item, frame)[0].save(folder / "measurement.png")
@@ -98,7 +98,8 @@ def item_grid(outcome: Outcome, figures: dict[str, Any], frame: Frame) -> Any:
     for index, particle in enumerate(shown[:GRID_PARTICLES]):
         detail = _decibels(psnr["particles"][index]) if psnr else ""
         cells.append(Cell(picture.picture(particle), f"particle {index}", detail))
-    cells.append(Cell(picture.picture(shown.mean(0)), "mean", _decibels(psnr["of_mean_image"]) if psnr else ""))
+    mean = picture.picture(metrics.mean_image(shown))
+    cells.append(Cell(mean, "mean", _decibels(psnr["of_mean_image"]) if psnr else ""))
     deviation = metrics.deviation(shown)
     top = picture.nice_top(deviation)
     cells.append(Cell(picture.heat(deviation, top), "deviation", f"0 to {top:g}"))

@@ -43,9 +43,10 @@ def build_report(
     records: Sequence[Mapping[str, Any]],
     failed: Sequence[Mapping[str, str]],
     seconds: float,
+    share: float = 1.0,
 ) -> dict[str, Any]:
-    """The whole report as plain values: describe_run's, times, each item's record (record.record), and each task's
-    calibration over all of its items."""
+    """The whole report as plain values: describe_run's, times (share: see there), each item's record (record.record),
+    and each task's calibration over all of its items."""
     order = {task["task"]: index for index, task in enumerate(described["tasks"])}
     items = sorted(records, key=lambda record: (order[record["task"]], record["item"]))
     pooled = {
@@ -53,7 +54,7 @@ def build_report(
     }
     return {
         **described,
-        "time": times(engine, seconds),
+        "time": times(engine, seconds, share),
         "calibration": {task: figures for task, figures in pooled.items() if figures},
         "items": items,
         "failed": list(failed),
@@ -76,17 +77,21 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
     }
 
 
-def times(engine: Engine, seconds: float) -> dict[str, Any]:
-    """Wall time, rate, where it ran, and the seconds of each phase summed over the engine's threads."""
+def times(engine: Engine, seconds: float, share: float = 1.0) -> dict[str, Any]:
+    """Wall time, rate, where it ran, and the seconds of each phase summed over the engine's threads.
+
+    share: of the particles that this engine has; steps and rate are those of all, which take the same steps.
+    """
     stats, facts = engine.stats(), engine.describe()
     wall, threads = float(stats["wall"]), int(facts.get("threads", ["0"])[0])
+    steps = round(stats["particle_steps"] / share)
     return {
         "seconds": round(seconds, 3),
         "engine_seconds": round(wall, 3),
         "threads": threads,
         "where": facts["device"][0] if engine.on_gpu else f"{threads} threads",
-        "particle_steps": int(stats["particle_steps"]),
-        "particle_steps_per_second": round(stats["particle_steps"] / wall, 1) if wall > 0 else None,
+        "particle_steps": steps,
+        "particle_steps_per_second": round(steps / wall, 1) if wall > 0 else None,
         "thread_seconds": {phase: round(float(stats[phase]), 3) for phase in PHASES},
     }
 

@@ -46,12 +46,13 @@ def run_plans(
     console: Console,
     lpips: Lpips | None = None,
     reconstruct: Callable[..., Generator[Outcome, None, None]] = reconstruct_items,
+    share: float = 1.0,
 ) -> Finished:
     """Reconstructs all sources of all plans into `out`; progress goes to `console`.
 
     lpips: the perceptual distance, for the figures. reconstruct: with the arguments and the results of
-    `reconstruct_items`. Nothing is written before every input has been read once and found good. Raises InputError,
-    RlsdError, OSError.
+    `reconstruct_items`. share: of the particles that this engine has, of several that work together. Nothing is
+    written before every input has been read once and found good. Raises InputError, RlsdError, OSError.
     """
     names = [source.name for plan in plans for source in plan.sources]
     if not names:
@@ -77,7 +78,7 @@ def run_plans(
                 judgement, plots = judge(outcome), outcome.item.index < PLOTTED
                 with folder.item(outcome.item.name) as path:
                     records.append(write_item(path, outcome, judgement, frame, plots))
-        content = build_report(described, engine, records, failed, time.monotonic() - start)
+        content = build_report(described, engine, records, failed, time.monotonic() - start, share)
         page = write_report(folder, content)
     return Finished(content, page)
 

@@ -29,6 +29,7 @@ class Task:
 
     operator: its name in the bundle. makers: how the task makes the operator's parameters, by name.
     pictorial: the measurement is a picture in [-1, 1]. channels: of the images it is for, None for any.
+    pointwise: a pixel of the measurement is of that pixel of the image alone, and black stays black.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Task:
     makers: Mapping[str, Maker] = field(default_factory=dict)
     pictorial: bool = True
     channels: int | None = None
+    pointwise: bool = False
 
     def preset(self, family: str, variant: str = "rlsd") -> Preset:
         """The settings for a family of priors (a name in presets.FAMILIES); a chain has those of its first part."""
@@ -66,7 +68,11 @@ class Task:
 
 
 def _inpainting(name: str, summary: str, make: Callable) -> Task:
-    return Task(name, summary, "inpainting", {"mask": Maker(fixed=make)})
+    return Task(name, summary, "inpainting", {"mask": Maker(fixed=make)}, pointwise=True)
+
+
+def _drawn(name: str, summary: str, make: Callable) -> Task:
+    return Task(name, summary, "inpainting", {"mask": Maker(random=make)}, pointwise=True)
 
 
 def _published(rows: tuple[int, int], columns: tuple[int, int]) -> Callable:
@@ -76,6 +82,7 @@ def _published(rows: tuple[int, int], columns: tuple[int, int]) -> Callable:
 
 
 _SHAKEN = {"kernel": Maker(random=masks.motion_kernel)}
+_FOUR = partial(np.full, fill_value=4.0)
 _ALL, _MIDDLE = (0.0, 1.0), (5 / 16, 11 / 16)
 
 TASKS: Mapping[str, Task] = {
@@ -96,8 +103,8 @@ TASKS: Mapping[str, Task] = {
             "only the middle visible (3/8)",
             partial(masks.visible_rectangle, rows=_MIDDLE, columns=_MIDDLE),
         ),
-        Task("random", "80 % of the pixels missing", "inpainting", {"mask": Maker(random=masks.missing_pixels)}),
-        Task("freeform", "10 to 20 % missing, strokes", "inpainting", {"mask": Maker(random=masks.missing_strokes)}),
+        _drawn("random", "80 % of the pixels missing", masks.missing_pixels),
+        _drawn("freeform", "10 to 20 % missing, strokes", masks.missing_strokes),
         Task("sr4", "means of 4 x 4 pixels", "superres4"),
         Task("sr8", "means of 8 x 8 pixels", "superres8"),
         Task("sr4-bicubic", "reduced 4 x, bicubic", "bicubic4"),
@@ -106,12 +113,10 @@ TASKS: Mapping[str, Task] = {
         Task("motion-blur", "blur of a shaken camera", "motion_blur", _SHAKEN),
         Task("nonlinear-blur", "the same in linear light", "nonlinear_blur", _SHAKEN),
         Task("phase-retrieval", "Fourier magnitude only", "phase_retrieval", pictorial=False),
-        Task("hdr", "overexposed: clip(2x)", "hdr"),
-        Task("colour", "gray, of a colour image", "luminance", channels=3),
+        Task("hdr", "overexposed: clip(2x)", "hdr", pointwise=True),
+        Task("colour", "gray, of a colour image", "luminance", channels=3, pointwise=True),
         Task("jpeg", "JPEG of quality 10", "jpeg", {"tables": Maker(fixed=partial(masks.jpeg_tables, quality=10))}),
-        Task(
-            "quantise", "4 levels (2 bits)", "quantisation", {"levels": Maker(fixed=partial(np.full, fill_value=4.0))}
-        ),
+        Task("quantise", "4 levels (2 bits)", "quantisation", {"levels": Maker(fixed=_FOUR)}, pointwise=True),
     )
 }
 
@@ -155,4 +160,5 @@ def _chain(first: Task, second: Task) -> Task:
     makers |= {f"second_{word}": _apart(maker) for word, maker in second.makers.items()}
     summary = f"{first.summary}; then {second.summary}"
     operator = f"{first.operator}-{second.operator}"
-    return Task(f"{first.name}+{second.name}", summary, operator, makers, second.pictorial, first.channels)
+    pointwise = first.pointwise and second.pointwise
+    return Task(f"{first.name}+{second.name}", summary, operator, makers, second.pictorial, first.channels, pointwise)

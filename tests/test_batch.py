@@ -22,7 +22,7 @@ from rich.console import Console
 
 from rlsd.engine import Engine
 from rlsd.pipeline import batch as batches
-from rlsd.pipeline import batch_folder, cli
+from rlsd.pipeline import batch_folder, batch_lock, cli
 from rlsd.pipeline.batch_list import list_inputs
 from rlsd.pipeline.batch_monitor import Monitor, monitored
 from rlsd.pipeline.batch_work import Event, Nothing, Work, Worker
@@ -107,7 +107,7 @@ def test_an_item_that_becomes_nan_is_reported() -> None:
         (lambda: batch(task="half"), 'whose task is "random"; this one\'s is "half"'),
         (lambda: batch("--pictures"), "whose pictures is false"),
         (lambda: (shutil.copy("in/0.png", "in/00.png"), batch())[1], "whose items is 6; this one's is 7"),
-        (lambda: (os.rename("in/5.png", "in/8.png"), batch())[1], "whose list is"),
+        (lambda: (os.rename("in/5.png", "in/8.png"), batch())[1], "whose list of items is another; files or"),
         (lambda: (Path("out/run.json").write_text("{"), batch())[1], "its run.json cannot be read as JSON"),
         (lambda: (os.mkdir("in/.tmp-mine"), batch(out="in"))[1], "output in is not empty and has no run.json"),
         (lambda: (Path("out/run.json").unlink(), batch())[1], "is not empty and has no run.json"),
@@ -139,15 +139,48 @@ def test_what_is_refused(capsys: pytest.CaptureFixture[str], change, message: st
 
 
 def test_two_runs_never_share_a_folder(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
-    monkeypatch.setattr(batch_folder, "PATIENCE", 0.1)
+    monkeypatch.setattr(batch_lock, "PATIENCE", 0.1)
     Path("out").mkdir()
-    lock = os.open("out", os.O_RDONLY)
+    lock = os.open("out/.lock", os.O_RDWR | os.O_CREAT)  # a file, open for writing: what NFS can lock
     fcntl.flock(lock, fcntl.LOCK_EX)
     assert batch() == 2
     assert "output out is in use: another run is writing to it" in capsys.readouterr().err
-    assert os.listdir("out") == []
+    assert os.listdir("out") == [".lock"]
     os.close(lock)
+    assert batch() == 0 and not os.path.exists("out/.lock")
+
+
+def test_a_lock_whose_file_is_gone_is_none(monkeypatch) -> None:
+    """The holder removes the file and lets go, after another has opened it and before that one has the lock."""
+    first, second = (batch_folder.BatchFolder(Path("out"), {}) for _ in range(2))
+    real, calls = fcntl.flock, []
+
+    def flock(descriptor: int, how: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == 1:
+            first.__exit__(None, None, None)
+        real(descriptor, how)
+
+    first.__enter__()
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with second:
+        assert len(calls) == 2 and os.path.samestat(os.stat("out/.lock"), os.fstat(second.lock.descriptor))
+        second.check()
+        os.rename("out/.lock", "elsewhere")
+        with pytest.raises(OSError, match=r"the folder, or \.lock in it, was replaced"):
+            second.check()
+    assert sorted(os.listdir("out")) == [".snapshots", "items", "run.json"] and os.path.exists("elsewhere")
+
+
+@pytest.mark.parametrize("words", [["--threads", -1], ["--mask", "none.png"]])
+def test_a_lock_that_a_killed_run_left_is_no_content(words) -> None:
+    Path("out").mkdir()
+    Path("out/.lock").touch()
+    assert batch(*words) == 2 and set(os.listdir("out")) <= {".lock"}
     assert batch() == 0
+    Path("full").mkdir()
+    Path("full/mine").touch()
+    assert batch(out="full") == 2 and os.listdir("full") == ["mine"]
 
 
 def undisturbed(out: Path) -> dict[str, bytes]:

@@ -177,6 +177,48 @@ def test_dicom_without_window_and_inverted() -> None:
     assert np.array_equal(inverted.values, -found.values) and inverted.notes[1] == "inverted: MONOCHROME1"
 
 
+@pytest.mark.parametrize(
+    ("function", "centre", "width", "wanted", "note"),
+    [
+        ("LINEAR_EXACT", 50, 100, lambda x: np.clip((x - 50) / 50, -1, 1), "window 0 to 100, the file's own"),
+        ("LINEAR_EXACT", 0.5, 0.5, lambda x: np.where(x < 0.5, -1, 1), "window 0.25 to 0.75, the file's own"),
+        ("SIGMOID", 60, 80, lambda x: 2 / (1 + np.exp(-4 * (x - 60) / 80)) - 1, "window 60 +- 40, sigmoid, the fil"),
+        ("LINEAR", 50, 1, lambda x: np.where(x <= 49.5, -1, 1), "window 49.5 to 49.5, the file's own"),
+        ("", 50, 101, lambda x: np.clip((x - 49.5) / 50, -1, 1), "window -0.5 to 99.5, the file's own"),
+        ("LINEAR", 50, 0.5, lambda x: x / 75 - 1, "window 0 to 150, all values of the image"),
+    ],
+)
+def test_dicom_has_three_functions_of_a_window(function: str, centre: float, width: float, wanted, note: str) -> None:
+    stored = np.arange(16, dtype=np.uint16).reshape(4, 4) * 10
+    dicom("window.dcm", stored, WindowCenter=centre, WindowWidth=width, VOILUTFunction=function)
+    found = read_image(Path("window.dcm"))
+    assert np.allclose(found.values[0], wanted(stored.astype(float)), atol=1e-6)
+    assert found.notes[0].startswith(note)
+
+
+def test_dicom_with_an_unknown_function_or_empty_slope() -> None:
+    stored = np.arange(16, dtype=np.uint16).reshape(4, 4)
+    dicom("empty.dcm", stored, RescaleSlope=None, RescaleIntercept=None)
+    assert read_image(Path("empty.dcm")).notes == ("window 0 to 15, all values of the image",)
+    dicom("log.dcm", stored, WindowCenter=5, WindowWidth=5, VOILUTFunction="LOG")
+    with pytest.raises(InputError, match="has the window function LOG; allowed are LINEAR, LINEAR_EXACT, SIGMOID"):
+        read_image(Path("log.dcm"))
+
+
+def test_padding_of_dicom_is_no_value_of_the_image() -> None:
+    stored = np.arange(16, dtype=np.int16).reshape(4, 4) + 100
+    stored[0] = -2000, -1999, -1998, -1500
+    facts = {"PixelPaddingValue": -2000, "RescaleSlope": "2", "RescaleIntercept": "-200"}
+    dicom("one.dcm", stored, **facts)
+    assert read_image(Path("one.dcm")).notes == ("window -4198 to 30, all values of the image but its padding",)
+    dicom("range.dcm", stored, **facts, PixelPaddingRangeLimit=-1500)
+    found = read_image(Path("range.dcm"))
+    assert found.notes == ("window 8 to 30, all values of the image but its padding",)
+    assert (found.values[0, 0] == -1).all() and np.allclose(found.values[0, 1:].ravel(), np.linspace(-1, 1, 12))
+    dicom("all.dcm", np.full((4, 4), -2000, np.int16), **facts)
+    assert read_image(Path("all.dcm")).notes == ("window -4200 to -4200, all values of the image",)
+
+
 def test_dicom_frames_colours_and_damage() -> None:
     stored = np.arange(32, dtype=np.uint8).reshape(2, 4, 4)
     dicom("frames.dcm", stored, NumberOfFrames="2", WindowCenter=["8", "9"], WindowWidth=["16", "1"])

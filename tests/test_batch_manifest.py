@@ -85,7 +85,7 @@ def test_no_path_leaves_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("name", ["../x", "a/b", ".hidden", "-x", "a b", "ä", "x" * 201, "..", "a\\b", "a\nb"])
 def test_names_stay_in_the_output_folder(name: str) -> None:
     (entry,) = listed(f'input,name\nin/0.png,"{name}"\n')
-    assert entry.error and "is not allowed: 1 to 200 of A-Z" in entry.error and entry.name == "000000"
+    assert entry.error and "is not allowed: 1 to 200 of A-Z" in entry.error and entry.name == "row 0"
 
 
 @pytest.mark.parametrize(
@@ -100,6 +100,7 @@ def test_names_stay_in_the_output_folder(name: str) -> None:
         ("input,name\nin/0.png,A\nin/1.png,a\n", "name a is given twice"),
         ("input,name\nin/0.png,000001-1\nin/1.png,\n", "name 000001-1 is given twice"),
         ("input,item\nin/0.png,1\nin/1.png,\n", "item 1 is given twice"),
+        ("input,item\na/0.png,1\nb/0.png,\n", "item 1 is given twice; each item needs its own (without one it is"),
         ("input\n", "has no rows"),
         ("", "has no column `input`"),
         ("input\nin/0.png\0\n", "has a NUL character"),
@@ -136,6 +137,18 @@ def test_a_bad_cell_is_its_rows_own(column: str, value: str, message: str) -> No
     bad, good = listed(f"input,{column}\nin/0.png,{value}\nin/1.png,\n")
     assert bad.error and message in bad.error and bad.error.startswith("row 0: ") and bad.index == 0
     assert good.error is None and good.index == 1
+
+
+def test_a_row_without_a_usable_name_or_number_fails_alone() -> None:
+    rows = ["x.png,a b,", "in/1.png,000000,3", "x.png,,-1", "in/2.png,000002,2", "in/3.png,row-4,0", "x.png,/,3"]
+    Path("list.csv").write_text("input,name,item\n" + "\n".join(rows) + "\nmissing.png,gone,5\n")
+    assert batch(source="list.csv") == 1
+    assert sorted(os.listdir("out/items")) == ["000000", "000002", "row-4"]
+    found = failures(Path("out"))
+    assert list(found) == ["row 0", "row 2", "row 5", "gone"]
+    assert "row 2: item is '-1'" in found["row 2"] and "does not exist" in found["gone"]
+    Path("list.csv").write_text("input,item\nin/0.png,x\n")
+    assert [entry.name for entry in open_manifest(Path("list.csv"), None, []).entries()] == ["row 0"]
 
 
 def test_a_class_in_each_row_is_guided_to() -> None:

@@ -43,6 +43,17 @@ def test_a_wrong_option_leaves_the_folder_free(capsys: pytest.CaptureFixture[str
     assert not Path("new").exists()
 
 
+@pytest.mark.parametrize(("task", "name", "shape", "value"), [
+    ("quantise", "levels", (1,), 1), ("jpeg", "tables", (1, 8, 8), 0),
+])  # fmt: skip
+def test_a_parameter_that_no_operator_takes_leaves_the_folder_free(capsys, task, name, shape, value) -> None:
+    np.save("p.npy", np.full(shape, value, np.float32))
+    words = ["-m", "fashion", "-t", task, "-i", "in", "-o", "out", "--param", f"{name}=p.npy"]
+    assert cli.run(["batch", *words]) == 2
+    assert f"p.npy has values that the parameter {name} cannot have" in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
 def test_a_folder_is_given_up_only_if_nothing_is_in_it() -> None:
     Path("out").mkdir()
     assert batch("--threads", -1) == 2 and os.listdir("out") == []

@@ -49,7 +49,8 @@ def test_killed_under_torchrun(tmp_path: Path) -> None:
         each["trace"] = each["trace"][..., :2].copy()  # diversity is that among a process's own particles
     assert {name: array.tobytes() for name, array in one.items()} == {name: a.tobytes() for name, a in two.items()}
     report = json.loads((tmp_path / "two" / "report.json").read_text())
-    assert 0 < report["time"]["particle_steps"] <= 2 * (23 - 3)  # process 0, after it was started again
+    assert report["time"]["particle_steps"] % 5 == 0  # of both processes, after they were started again
+    assert 0 < report["time"]["particle_steps"] <= 5 * (23 - 3)
     assert not (tmp_path / "two.snapshots").exists()
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 from pipeline_cli import files_in, reconstruct, rlsd, work  # noqa: F401 (a fixture of all tests here)
 
 from rlsd.engine import RlsdError, Status
@@ -32,7 +33,7 @@ BAD = {
     "unknown class": ({}, ("--class", "cow"), "class 'cow' is not known to the prior fake; its classes: cat, dog"),
     "guidance to nothing": ({}, ("--guidance", "3"), "guidance is 3, which needs a class to guide to"),
     "not a number": ({}, ("--particles", "many"), "Invalid value for '--particles'"),
-    "unknown option": ({}, ("--particle", "3"), "No such option: --particle"),
+    "unknown option": ({}, ("--particle", "3"), "No such option"),
     "threads": ({}, ("--threads", "-2"), "threads is -2"),
     "parameter without name": ({}, ("--param", "m.npy"), "--param 'm.npy' is not understood: NAME=FILE is wanted"),
     "unknown parameter": ({}, ("--param", "kernel=a.png"), "operator inpainting has no parameter 'kernel'"),
@@ -71,6 +72,18 @@ def test_bad_measurements(tmp_path, capsys, array, words, message):
     error = capsys.readouterr().err
     assert error.startswith("rlsd: y.npy") and message in error
     assert not (tmp_path / "out").exists()
+
+
+def test_a_blurred_measurement_without_the_border(tmp_path, capsys):
+    kernel = np.zeros((9, 9))
+    kernel[4, 4] = 1
+    save("k.npy", kernel)
+    words = ("--measured", "--param", "kernel=k.npy", "-n", "1")
+    assert reconstruct(*words, task="motion-blur") == 2  # a.png is 28 x 28
+    error = capsys.readouterr().err
+    assert "has the shape 1 x 28 x 28; 1 x 32 x 32 is wanted, measured with the prior's black border" in error
+    Image.fromarray(np.zeros((32, 32), np.uint8)).save("whole.png")
+    assert reconstruct(*words, task="motion-blur", source="whole.png") == 0
 
 
 @pytest.mark.parametrize(

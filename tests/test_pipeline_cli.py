@@ -74,6 +74,13 @@ def test_the_page_is_sound_and_its_pictures_are_there(tmp_path):
     assert "<b>&y" not in (tmp_path / "out/report.html").read_text()
 
 
+def test_the_notes_of_a_measured_image_are_in_the_report(tmp_path):
+    Image.fromarray(np.full((28, 28, 3), 99, np.uint8)).save("colour.png")
+    assert reconstruct("--measured", "--mask", "a.png", "-n", "1", source="colour.png") == 0
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["items"][0]["notes"] == ["colour turned to gray"]
+
+
 def test_measured_input_with_a_mask(tmp_path):
     mask = np.zeros((28, 28), np.uint8)
     mask[10:] = 255
@@ -84,6 +91,7 @@ def test_measured_input_with_a_mask(tmp_path):
         assert (arrays["y"][:, 2:12, 2:30] == 0).all()
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert report["items"][0]["measured"] and "psnr" not in report["items"][0]
+    assert report["items"][0]["notes"] == []
     assert report["tasks"][0]["sigma"] is None and report["items"][0]["residual_in_sigma"] is None
     assert report["tasks"][0]["parameter_files"]["mask"][0]["sha256"] == sha256(tmp_path / "mask.png")
 

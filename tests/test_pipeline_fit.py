@@ -7,6 +7,7 @@ from PIL import Image
 from rlsd.pipeline.errors import InputError
 from rlsd.pipeline.fit import Frame, centred_part, fit_image, read_measurement, read_parameter, resize_to_fill
 from rlsd.pipeline.images import Picture
+from rlsd.pipeline.tasks import TASKS, find_task
 
 RNG = np.random.default_rng(0)
 GRAY8 = RNG.integers(0, 256, (12, 20), np.uint8)
@@ -76,7 +77,7 @@ def test_measurements(tmp_path):
         np.save(path, np.full(shape, 1.5))
         assert read_measurement(path, (1, 8, 8), FRAME).shape == (1, 8, 8)
     np.save(path, np.full((28, 28), 0.5))
-    assert read_measurement(path, (1, 32, 32), FRAME)[0, 0, 0] == -1
+    assert read_measurement(path, (1, 32, 32), FRAME, pointwise=True)[0, 0, 0] == -1
     Image.fromarray(GRAY8).save(tmp_path / "y.png")
     np.testing.assert_allclose(
         read_measurement(tmp_path / "y.png", (1, 12, 20), FRAME), GRAY8[None] / 127.5 - 1, atol=1e-6
@@ -96,6 +97,19 @@ def test_bad_measurements(tmp_path):
     Image.fromarray(GRAY8).save(tmp_path / "y.png")
     with pytest.raises(InputError, match="give it as floating-point NPY"):
         read_measurement(tmp_path / "y.png", (1, 12, 20), FRAME, pictorial=False)
+
+
+def test_the_border_is_added_where_no_pixels_are_mixed(tmp_path):
+    np.save(tmp_path / "y.npy", np.zeros((28, 28)))
+    with pytest.raises(InputError, match="has the shape 28 x 28; 1 x 32 x 32 is wanted, measured with the prior's bla"):
+        read_measurement(tmp_path / "y.npy", (1, 32, 32), FRAME)
+    operators = [task.operator for task in TASKS.values()]
+    operators += [f"{first}-{second}" for first in operators for second in operators]
+    keep = {name for name in TASKS if find_task(name, operators).pointwise}
+    masked = {name for name, task in TASKS.items() if task.operator == "inpainting"}
+    assert keep == masked | {"hdr", "colour", "quantise"}
+    for name, pointwise in (("half+hdr", True), ("half+jpeg", False), ("jpeg+half", False), ("mine", False)):
+        assert find_task(name, [*operators, "mine"]).pointwise == pointwise
 
 
 def test_masks_from_files(tmp_path):
@@ -140,3 +154,23 @@ def test_kernels_from_files(tmp_path):
         read_parameter(tmp_path / "k.npy", "kernel", (3, 3), FRAME)
     Image.fromarray(np.full((3, 3), 200, np.uint8)).save(tmp_path / "k.png")
     np.testing.assert_allclose(read_parameter(tmp_path / "k.png", "kernel", (3, 3), FRAME), 1 / 9, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "allowed"),
+    [
+        ("levels", [1], "whole numbers of 2 or more"),
+        ("second_levels", [2.5], "whole numbers of 2 or more"),
+        ("levels", [-4], "whole numbers of 2 or more"),
+        ("tables", [0, 16], "whole numbers from 1 to 255"),
+        ("first_tables", [-1, 16], "whole numbers from 1 to 255"),
+        ("tables", [1.5, 16], "whole numbers from 1 to 255"),
+        ("tables", [256, 16], "whole numbers from 1 to 255"),
+    ],
+)
+def test_parameters_that_no_operator_takes(tmp_path, name, values, allowed):
+    np.save(tmp_path / "p.npy", np.array(values, float))
+    with pytest.raises(InputError, match=f"the parameter {name} cannot have; allowed are {allowed}"):
+        read_parameter(tmp_path / "p.npy", name, (len(values),), FRAME)
+    np.save(tmp_path / "p.npy", np.array([2.0, 255.0]))
+    assert read_parameter(tmp_path / "p.npy", name, (2,), FRAME).tolist() == [2, 255]

@@ -110,6 +110,17 @@ def test_a_tiff_is_turned_as_a_png_is(tmp_path, orientation):
     assert read_image(tmp_path / "palette.tif").values.shape == wanted.values.shape
 
 
+def test_twelve_bits_in_sixteen_are_noted(tmp_path):
+    dark = "values up to 4095 of 65535: very dark; scale them if the sensor has fewer bits"
+    for most, notes in ((4095, (dark,)), (4096, ())):
+        values = np.linspace(0, most, 64).astype(np.uint16).reshape(4, 16)
+        tifffile.imwrite(tmp_path / "a.tif", values, photometric="minisblack")
+        assert_reads(tmp_path / "a.tif", values)
+        assert read_image(tmp_path / "a.tif").notes == notes
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((4, 16), np.uint16), photometric="minisblack")
+    assert read_image(tmp_path / "a.tif").notes == ()
+
+
 @pytest.mark.parametrize("bits", [4, 12])
 def test_tiff_of_other_depths_spans_black_to_white(tmp_path, bits):
     values = np.linspace(0, 2**bits - 1, 64).astype(int).reshape(4, 16)

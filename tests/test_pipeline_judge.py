@@ -9,6 +9,7 @@ from pipeline_fake import FakeEngine, make_bundle
 
 from rlsd.engine import Params
 from rlsd.pipeline import plots, record
+from rlsd.pipeline.batch_item import write_lean
 from rlsd.pipeline.classes import class_head
 from rlsd.pipeline.errors import InputError
 from rlsd.pipeline.items import Item, frame_of
@@ -68,6 +69,33 @@ def test_figures(engine):
         assert figures[metric]["best_by_fit"] == values[fit] and figures[metric]["best"] == best(values)
     assert figures["lpips"]["of_mean_image"] == pytest.approx(abs(inside.mean()), rel=1e-5)
     assert figures["calibration"]["error"] == pytest.approx(np.sqrt((inside.mean(0) ** 2).mean()))
+
+
+def test_particles_are_clipped_once_and_before_their_mean(engine, tmp_path):
+    made = outcome(engine, truth=np.zeros((1, 32, 32), np.float32))
+    particles = np.random.default_rng(0).uniform(-3, 2, made.particles.shape).astype(np.float32)
+    made = Outcome(made.item, particles, made.latents, made.trace, 1.0)
+    judgement = Judge(engine, Lightness())(made)
+    figures, shown = judgement.figures, np.clip(particles[:, :, 2:30, 2:30].astype(float), -1, 1)
+    error = np.sqrt((shown.mean(0) ** 2).mean())
+    assert figures["calibration"]["error"] == pytest.approx(error)
+    assert figures["psnr"]["of_mean_image"] == pytest.approx(20 * np.log10(2 / error))
+    assert figures["lpips"]["of_mean_image"] == pytest.approx(abs(shown.mean()))
+    assert figures["deviation"] == pytest.approx(shown.std(0).mean())
+    assert figures["residual"]["particles"] == pytest.approx(
+        np.sqrt((engine.measure("superres4", particles) ** 2).mean((1, 2, 3))).tolist()
+    )
+    for name in ("whole", "lean"):
+        folder = tmp_path / name
+        folder.mkdir()
+        if name == "lean":
+            write_lean(folder, made, np.zeros(3), frame_of(engine), pictures=True)
+        else:
+            record.write_item(folder, made, judgement, frame_of(engine), plots=False)
+        written = json.loads((folder / "item.json").read_text())
+        assert written["psnr"]["of_mean_image"] == figures["psnr"]["of_mean_image"]
+        values = np.asarray(Image.open(folder / "mean.png")) / 127.5 - 1
+        np.testing.assert_allclose(values, shown.mean(0)[0], atol=0.5 / 127.5 + 1e-6)
 
 
 def test_the_best_by_fit_is_chosen_without_the_truth(engine):

@@ -104,3 +104,12 @@ def test_only_a_bundle_is_overwritten(tmp_path):
         BundleWriter(tmp_path / "photos", "x", "p", "cpu", "fp32", overwrite=True)
     with pytest.raises(FileExistsError, match="photos exists already; name another folder or allow to overwrite"):
         BundleWriter(tmp_path / "photos", "x", "p", "cpu", "fp32")
+
+
+@pytest.mark.parametrize(("flags", "why"), [(os.ST_RDONLY, "{} is on a read-only file"), (0, "no permission in {}")])
+def test_why_a_folder_cannot_be_written(tmp_path, monkeypatch, flags, why):
+    facts = os.statvfs(tmp_path)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result((*facts[:8], flags, facts[9])))
+    with pytest.raises(InputError, match=f"output .*new cannot be written: {why.format(tmp_path)}"):
+        OutputFolder(tmp_path / "new", []).check()

@@ -7,9 +7,11 @@ import json
 
 import pytest
 from pipeline_cli import files_in, reconstruct, work  # noqa: F401 (a fixture of all tests here)
+from pipeline_fake import FakeEngine, make_bundle
 
 from rlsd.pipeline import plots
 from rlsd.pipeline.html import LISTED, SHOWN, to_html
+from rlsd.pipeline.report import times
 from rlsd.pipeline.spreadsheet import dig, items_csv, particles_csv
 
 
@@ -30,6 +32,14 @@ def test_the_files_of_a_run(tmp_path, report):
     (item,) = report["items"]
     pooled = report["calibration"]["random"]
     assert pooled["items"] == 1 and pooled["ranks"] == pytest.approx(item["calibration"]["ranks"])
+
+
+def test_steps_are_those_of_all_processes(tmp_path):
+    engine = FakeEngine(make_bundle(tmp_path / "fake"))
+    engine.steps = 46  # of 2 of 5 particles
+    found = times(engine, 3.0, share=2 / 5)
+    assert (found["particle_steps"], found["particle_steps_per_second"]) == (115, 57.5)
+    assert times(engine, 3.0)["particle_steps"] == 46
 
 
 def test_csv_has_a_row_for_each_item_and_each_particle(report):
