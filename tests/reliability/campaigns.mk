@@ -5,6 +5,7 @@
 #     make tsan           16 engines, 1,000 jobs and random cancels under ThreadSanitizer
 #     make valgrind       the C example of docs/embedding.md
 #     make aarch64        the C programs on 64-bit ARM, emulated; needs g++-aarch64-linux-gnu and qemu-user-static
+#     make oldest         all Python tests with the oldest versions that pyproject.toml allows (gigabytes: PyTorch's CUDA)
 #     make coverage       branches of the core that the tests take; needs clang and llvm-cov
 #     make fuzz-short     each fuzzer for FUZZ_SECONDS; needs clang with libFuzzer (CC_CLANG, CXX_CLANG)
 #     make fuzz-long      the loader's fuzzers, FUZZ_RUNS inputs each
@@ -21,7 +22,7 @@ COVERED = tests/test_engine_*.py tests/test_device*.py tests/test_custom_ops.py 
 FUZZERS = build/fuzz/tests/fuzz
 COMPILERS = CC=$(CC_CLANG) CXX=$(CXX_CLANG)
 
-.PHONY: corrupted memory tsan valgrind aarch64 coverage fuzzers fuzz-short fuzz-long
+.PHONY: corrupted memory tsan valgrind aarch64 oldest coverage fuzzers fuzz-short fuzz-long
 
 corrupted: $(DEV)/.ready
 	$(DEV)/bin/python tests/corrupted_bundles.py
@@ -77,6 +78,13 @@ aarch64: native
 	$(DEV)/bin/ctest --test-dir $(ARM) --output-on-failure --exclude-regex reconstruct
 	RLSD_ONNXRUNTIME=$(ONNXRUNTIME) $(BUILD)/tests/c/rlsd_pgm $(EXAMPLE)
 	for name in 0 1 2 3 mean; do cmp $(ARM)/here-$$name.pgm $(ARM)/tests/c/bag-$$name.pgm || exit 1; done
+
+oldest: $(DEV)/.ready
+	$(DEV)/bin/python tests/oldest.py cpu export train batch dicom test > build/oldest.txt
+	$(PYTHON) -m venv build/oldest
+	build/oldest/bin/python $(PIP) install -r build/oldest.txt scikit-build-core ninja cmake
+	build/oldest/bin/python $(PIP) install --no-build-isolation --no-deps .
+	OMP_NUM_THREADS=1 build/oldest/bin/python -m pytest tests -n auto --maxprocesses 8 --dist loadfile
 
 coverage: $(DEV)/.ready
 	rm -rf build/coverage/profiles
