@@ -109,6 +109,9 @@ Owned<OrtSessionOptions> session_options(const Runtime &runtime, std::span<const
     // ONNX Runtime's optimizer may transpose a weight under its old name, without looking whether it is a shared one. The
     // graphs for GPUs are fused already.
     api.check(api.set_optimization_level(raw, placement != nullptr ? no_optimizations : all_optimizations), doing);
+    // Before 1.30 this fusion loses a LayerNormalization's mean and deviation, without a word: what decoder and features
+    // keep for their pull-backs would never be written.
+    api.check(api.set_config(raw, "optimization.disable_specified_optimizers", "SkipLayerNormFusion"), doing);
     api.check(api.set_config(raw, "session.intra_op.allow_spinning", "0"), doing);
     api.check(api.set_config(raw, "session.inter_op.allow_spinning", "0"), doing);
     // A model that names a file which `external` lacks must not reach the file system (by default
