@@ -40,7 +40,10 @@ class Separable(Operator):
 
 
 class MotionBlur(Operator):
-    """Convolution with one k x k kernel an item (summing to 1), reflected at the border. kernel: [B, k, k]."""
+    """Convolution with one k x k kernel an item (summing to 1), reflected at the border.
+
+    kernel: [B, k, k], the point spread function: the image of one bright pixel, as scipy.ndimage.convolve takes it.
+    """
 
     def __init__(self, image: Sequence[int], size: int):
         super().__init__()
@@ -54,9 +57,10 @@ class MotionBlur(Operator):
     def forward(self, x: Tensor, kernel: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
         padded = self.pad_rows @ x @ self.pad_columns_t
+        turned = kernel.flip(1, 2)  # which makes a convolution of what conv2d does
         if x.dtype == torch.float64:
-            return correlated(padded, kernel, height, width)
-        each = kernel[:, None].expand(batch, channels, self.size, self.size)
+            return correlated(padded, turned, height, width)
+        each = turned[:, None].expand(batch, channels, self.size, self.size)
         groups = batch * channels
         blurred = nn.functional.conv2d(
             padded.reshape(1, groups, *padded.shape[2:]), each.reshape(groups, 1, self.size, self.size), groups=groups
@@ -177,7 +181,7 @@ def _among(found: Mapping[str, Operator], name: str, image: Sequence[int]) -> Op
 
 
 def correlated(padded: Tensor, kernel: Tensor, height: int, width: int) -> Tensor:
-    """The same convolution by Fourier transforms, for the checks in float64.
+    """The same sums as conv2d's by Fourier transforms, for the checks in float64.
 
     There, torch's own would unfold the image once for each tap: 30 GB at 512 x 512.
     """

@@ -22,7 +22,7 @@ NUDGE = 2.0**-10
 
 
 class NonlinearBlur(Operator):
-    """A motion blur as a camera sees it: light adds up, pixel values do not. kernel: [B, k, k], summing to 1.
+    """A motion blur as a camera sees it: light adds up, pixel values do not. kernel: [B, k, k], as of MotionBlur.
 
     Pixels are decoded to linear light by sRGB's transfer curve (IEC 61966-2-1), convolved (reflected at the border),
     and encoded again, so that highlights smear wider than shadows. x is clipped to [-1, 1]. The usual benchmark has a

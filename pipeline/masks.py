@@ -75,7 +75,7 @@ def _disc(missing: np.ndarray, row: float, column: float, radius: float) -> int:
 
 
 def motion_kernel(shape: Shape, seed: int, item: int, bend: float = 0.09) -> np.ndarray:
-    """The blur kernel of a shaking camera: `shape` [k, k], k odd, float32, non-negative, summing to 1.
+    """The point spread function of a shaking camera: `shape` [k, k], k odd, float32, non-negative, summing to 1.
 
     The camera moves along a path whose direction drifts: a random walk, `bend` radians per tap of 121. It fills three
     quarters of the kernel or more, and its centre of mass lies in the middle. (The published runs' generator has an
@@ -92,7 +92,7 @@ def motion_kernel(shape: Shape, seed: int, item: int, bend: float = 0.09) -> np.
     path -= path.mean(axis=1, keepdims=True)
     reach = (size - 1) / 2 - 0.5  # bilinear splats must stay inside
     path *= generator.uniform(0.75, 1.0) * reach / np.abs(path).max()
-    kernel = _splat(path + (size - 1) / 2, size)
+    kernel = _splat(path + (size - 1) / 2, size)[::-1, ::-1]  # where the scene goes while the camera takes the path
     return (kernel / kernel.sum()).astype(np.float32)
 
 

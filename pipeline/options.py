@@ -91,7 +91,12 @@ BatchMask = Annotated[
 ]
 Parameter = Annotated[
     list[str] | None,
-    _option(_MEASUREMENT, "Any parameter of the operator, as --mask.", "--param", metavar="NAME=FILE"),
+    _option(
+        _MEASUREMENT,
+        "Any parameter of the operator, as --mask; a blur's kernel is a point's image.",
+        "--param",
+        metavar="NAME=FILE",
+    ),
 ]
 
 Particles = Annotated[

@@ -2,7 +2,9 @@
 
 import math
 
+import numpy as np
 import pytest
+from scipy import ndimage
 
 torch = pytest.importorskip("torch")
 
@@ -74,8 +76,21 @@ def test_blurs_agree_with_a_padded_convolution():
 
     kernel = torch.rand(2, 9, 9)
     padded = torch.nn.functional.pad(x, (4,) * 4, mode="reflect")
-    want = torch.cat([torch.nn.functional.conv2d(padded[i : i + 1], kernel[i][None, None]) for i in range(2)])
+    turned = kernel.flip(1, 2)
+    want = torch.cat([torch.nn.functional.conv2d(padded[i : i + 1], turned[i][None, None]) for i in range(2)])
     assert torch.allclose(found["motion_blur"](x, kernel), want, atol=1e-5)
+
+
+def test_the_kernel_of_a_blur_is_the_image_of_a_point():
+    kernel = torch.zeros(1, 9, 9)
+    kernel[0, 4, 4], kernel[0, 0, 1] = 0.75, 0.25
+    x = torch.zeros(1, 1, 32, 32)
+    x[..., 16, 16] = 1
+    for found in (x, x.double()):
+        y = ops.operators((1, 32, 32))["motion_blur"].to(found.dtype)(found, kernel.to(found.dtype))
+        seen = ndimage.convolve(found[0, 0].numpy(), kernel[0].numpy(), mode="mirror")
+        np.testing.assert_allclose(y[0, 0].numpy(), seen, atol=1e-6)
+        assert y[0, 0, 12, 13] == pytest.approx(0.25, abs=1e-6)
 
 
 def test_phase_retrieval_is_the_oversampled_fourier_magnitude():

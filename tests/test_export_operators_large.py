@@ -43,7 +43,7 @@ def test_the_check_of_the_published_motion_blur_fits_into_memory() -> None:
     kernel[0, 60, 60], kernel[0, 0, 120] = 0.75, 0.25
     x = torch.rand(1, *image, dtype=torch.float64)
     y = blur(x, kernel)
-    torch.testing.assert_close(y[..., 60:-60, 60:-60], 0.75 * x[..., 60:-60, 60:-60] + 0.25 * x[..., :-120, 120:])
+    torch.testing.assert_close(y[..., 60:-60, 60:-60], 0.75 * x[..., 60:-60, 60:-60] + 0.25 * x[..., 120:, :-120])
 
 
 def test_the_loss_is_checked_around_what_the_graph_rounded_to() -> None:
