@@ -17,7 +17,8 @@ from rlsd.export.diffusers_unet import Denoiser, PooledText, load_schedule, load
 from rlsd.export.diffusers_vae import Decoder, load_vae
 from rlsd.export.extractors import class_head, load_features
 from rlsd.export.hub import locate
-from rlsd.export.layout import NEEDED, CheckpointError, read_index
+from rlsd.export.layout import NEEDED, CheckpointError, named_parts, read_index
+from rlsd.export.operator_graphs import check_operator
 from rlsd.export.operators import chain
 from rlsd.export.operators import operators as all_operators
 from rlsd.export.own import load_own
@@ -85,10 +86,11 @@ def load(
 
     halves: prefer weights in halves. origin: the words that find the checkpoint again, for prompts at run time.
     """
-    for part in NEEDED:
-        if not (checkpoint / part).is_dir():
-            raise CheckpointError(f"checkpoint {checkpoint} has no folder {part!r}: it must be in diffusers layout")
     index = read_index(checkpoint)
+    for part in dict.fromkeys([*NEEDED, *named_parts(index)]):
+        if not (checkpoint / part).is_dir():
+            why = "it must be in diffusers layout" if part in NEEDED else "but its model_index.json names it"
+            raise CheckpointError(f"checkpoint {checkpoint} has no folder {part!r}: {why}")
     if index.get("requires_aesthetics_score"):
         raise CheckpointError(f"checkpoint {checkpoint} is a refiner, which takes an aesthetics score: export its base")
     unet, vae = load_unet(checkpoint / "unet", halves), load_vae(checkpoint / "vae", halves)
@@ -124,6 +126,8 @@ def shapes(unet: Any, vae: Any, size: tuple[int, int] | None) -> tuple[tuple[int
             f"the UNet takes {unet.in_channels} channels, the VAE's latents have {vae.latent_channels}"
         )
     factor = 2 ** (len(vae.block_out_channels) - 1)
+    if size is None and unet.sample_size is None:
+        raise CheckpointError("the UNet's config.json names no sample_size: give --size")
     own = unet.sample_size if isinstance(unet.sample_size, (list, tuple)) else (unet.sample_size,) * 2
     height, width = size or (own[0] * factor, own[1] * factor)
     unit = factor * 2 ** (len(unet.block_out_channels) - 1)
@@ -153,6 +157,9 @@ def choose(available: dict, names: Sequence[str] | None, image: Sequence[int]) -
             word, operator = load_own(name, image)
             if word in available:
                 raise CheckpointError(f"operator {name!r} would be called {word}, as one of ours: rename it")
+            if word in chosen:
+                raise CheckpointError(f"operator {name!r} would be called {word}, as one before it: rename one of them")
+            check_operator(word, operator, image)
             chosen[word] = operator
         elif name == "all":
             chosen |= available

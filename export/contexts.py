@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rlsd.export.bundle import check_name
-from rlsd.export.layout import CheckpointError, load_network, read_index, read_json
+from rlsd.export.layout import CheckpointError, has_vocabulary, load_network, read_index, read_json
 
 TOKENS = 77  # of CLIP's text encoders, for a checkpoint that comes without one
 
@@ -24,21 +24,26 @@ class TextEncoder:
     """
 
     def __init__(self, checkpoint: Path, halves: bool = False):
-        if not (checkpoint / "text_encoder").is_dir() or not (checkpoint / "tokenizer").is_dir():
-            raise CheckpointError(f"text encoder {checkpoint} has no folders text_encoder and tokenizer")
-        from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+        self.pooled = (checkpoint / "text_encoder_2").is_dir()
+        for suffix in ("", "_2") if self.pooled else ("",):
+            for part in (f"text_encoder{suffix}", f"tokenizer{suffix}"):
+                if not (checkpoint / part).is_dir():
+                    raise CheckpointError(f"text encoder {checkpoint} has no folder {part}")
+        from transformers import CLIPTextModel, CLIPTextModelWithProjection
         from transformers.utils import logging
 
         logging.disable_progress_bar()
         kinds = {"": CLIPTextModel}
-        self.pooled = (checkpoint / "text_encoder_2").is_dir()
         if self.pooled:
             kinds["_2"] = CLIPTextModelWithProjection
         self.parts: list[tuple[Any, Any]] = []
         for suffix, kind in kinds.items():
             folder = checkpoint / f"text_encoder{suffix}"
-            tokenizer = CLIPTokenizer.from_pretrained(checkpoint / f"tokenizer{suffix}", local_files_only=True)
-            self.parts.append((tokenizer, load_network(kind, folder, halves)))
+            tokenizer, encoder = _tokenizer(checkpoint / f"tokenizer{suffix}"), load_network(kind, folder, halves)
+            last, count = max(tokenizer.get_vocab().values()), encoder.config.vocab_size
+            if last >= count:
+                raise CheckpointError(f"tokenizer{suffix} of {checkpoint} has token {last}, its encoder only {count}")
+            self.parts.append((tokenizer, encoder))
         self.zeros = self.pooled and read_index(checkpoint).get("force_zeros_for_empty_prompt", True)
         self.checkpoint = checkpoint
 
@@ -57,7 +62,7 @@ class TextEncoder:
         return torch.zeros_like(empty) if self.zeros else empty
 
     def _encoded(self, tokenizer: Any, encoder: Any, prompt: str) -> Any:
-        length = tokenizer.model_max_length
+        length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
         count = len(tokenizer(prompt).input_ids)
         if count > length:
             raise CheckpointError(f"prompt {prompt!r} has {count - 2} tokens; the text encoder takes {length - 2}")
@@ -65,6 +70,19 @@ class TextEncoder:
         masked = getattr(encoder.config, "use_attention_mask", False)
         given = {"attention_mask": tokens.attention_mask} if masked else {}
         return encoder(tokens.input_ids, output_hidden_states=True, **given)
+
+
+def _tokenizer(folder: Path) -> Any:
+    """CLIP's tokenizer of a folder. CheckpointError without a vocabulary: transformers would make up ids."""
+    from transformers import CLIPTokenizer
+
+    if not has_vocabulary({path.name for path in folder.iterdir()}):
+        raise CheckpointError(f"{folder} has neither tokenizer.json nor both vocab.json and merges.txt")
+    try:
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # of the tokenizers' own library, which has no class for them
+        said = " ".join(str(error).split())
+        raise CheckpointError(f"{folder} cannot be loaded: {said[:300]}") from error
 
 
 def with_pooled(text: Tensor, pooled: Tensor) -> Tensor:
@@ -84,7 +102,7 @@ def load_contexts(
     for name in prompts:
         check_name("prompt", name)
     table = checkpoint / "context"
-    has_text = (checkpoint / "text_encoder").is_dir()
+    has_text = any((checkpoint / part).is_dir() for part in ("text_encoder", "text_encoder_2"))
     if prompts and (table.is_dir() or not has_text):
         raise CheckpointError(f"prompt {next(iter(prompts))!r}: checkpoint {checkpoint} has no text encoder")
     if table.is_dir():

@@ -71,13 +71,19 @@ def load_unet(folder: Path, halves: bool = False) -> Any:
         ("encoder_hid_dim", (None,)),
         ("class_embed_type", (None,)),
         ("num_class_embeds", (None,)),
+        ("time_cond_proj_dim", (None,)),  # distilled for few steps, with guidance as an input: LCM
+        ("dual_cross_attention", (None, False)),
     ):
         if config.get(field) not in allowed:
             known = " or ".join(str(value) for value in allowed)
             raise CheckpointError(f"{folder}: {field} {config[field]!r} is not supported, only {known}")
-    if config.get("in_channels") != config.get("out_channels"):
+    width = config.get("cross_attention_dim", 1280)
+    if not isinstance(width, int):
+        raise CheckpointError(f"{folder}: cross_attention_dim {width!r} is not supported, only one whole number")
+    into, out = (config.get(field, 4) for field in ("in_channels", "out_channels"))
+    if into != out:
         raise CheckpointError(
-            f"{folder}: the UNet maps {config.get('in_channels')} channels to {config.get('out_channels')}; "
+            f"{folder}: the UNet maps {into} channels to {out}; "
             "one made for inpainting or editing cannot be exported, its text-to-image original can"
         )
     return load_network(UNet2DConditionModel, folder, halves, low_cpu_mem_usage=False)
@@ -105,6 +111,9 @@ def load_schedule(folder: Path) -> Any:
     name = str(config.get("_class_name", ""))
     if name.startswith(("EDM", "FlowMatch")) or not ("beta_schedule" in config or config.get("trained_betas")):
         raise CheckpointError(f"{folder}: {name or 'it'} has no table of betas, which the method needs")
+    count = config.get("num_train_timesteps", 1000)
+    if not isinstance(count, int) or count < 2:
+        raise CheckpointError(f"{folder}: num_train_timesteps {count!r} is not allowed: a whole number from 2 on")
     try:
         scheduler = DDPMScheduler.from_pretrained(folder)
     except NotImplementedError as error:

@@ -11,13 +11,10 @@ import torch
 from torch import nn
 
 from rlsd.export.bundle import FORMAT, WEIGHTS, BundleWriter, check_name, sha256
-from rlsd.export.operator_graphs import OperatorGraphs, declare
-from rlsd.export.operators import default_parameters
+from rlsd.export.operator_graphs import OperatorGraphs, check_operator, declare
 from rlsd.export.trace import REWRITES
 
 MANIFEST = "manifest.txt"
-LONGEST = 80  # characters of an operator's name: those of its files may have 128
-TAKEN = ("x", "y", "t", "loss", "grad")  # tensors of every operator's graphs
 
 
 @dataclass(frozen=True)
@@ -87,14 +84,9 @@ def check_operators(base: Verified, operators: Mapping[str, nn.Module], image: l
     if not operators:
         raise ValueError("no operators are given; at least one is wanted")
     for name, operator in operators.items():
-        check_name("operator", name)
-        if len(name) > LONGEST:
-            raise ValueError(f"operator {name[:LONGEST]!r}... is longer than the {LONGEST} characters that are allowed")
         if name in there:
             raise ValueError(f"operator {name!r} is in {base.folder} already ({', '.join(there)}); choose another name")
-        for word in default_parameters(operator, image, 1):
-            if check_name("parameter", word) in TAKEN:
-                raise ValueError(f"parameter {word!r} of operator {name!r} is not allowed: the graphs use that name")
+        check_operator(name, operator, image)
 
 
 def verify(folder: Path) -> Verified:

@@ -80,6 +80,11 @@ def fixed_positions(model: Any, side: int) -> Any:
 
 def load_features(folder: Path, image: Sequence[int]) -> nn.Module:
     """The extractor phi of a folder for images (C, H, W): our fashion classifier, or a ViT in transformers layout."""
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"features {folder} has no config.json: a folder in transformers' layout is wanted, such as a download of "
+            "a repository on the hub (not its name)"
+        )
     config = read_json(folder / "config.json")
     kind = config.get("model_type")
     if kind == "rlsd-fashion-classifier":
@@ -90,12 +95,12 @@ def load_features(folder: Path, image: Sequence[int]) -> nn.Module:
         raise CheckpointError(f"features {folder} has model_type {kind!r}: known are {', '.join(TRANSFORMERS)}")
     if image[0] not in (1, 3):
         raise CheckpointError(f"features {folder} takes images of 1 or 3 channels, not {image[0]}")
-    from transformers import AutoModel
+    from transformers import AutoConfig, AutoModel
     from transformers.utils import logging
 
     settings = folder / "preprocessor_config.json"
     known = read_json(settings) if settings.is_file() else {}
-    steps = preprocessing(folder, known, image, config)
+    steps = preprocessing(folder, known, image, AutoConfig.for_model(kind).to_dict() | config)
     logging.disable_progress_bar()
     extra = {"add_pooling_layer": False} if kind == "vit" else {}
     model = load_network(AutoModel, folder, attn_implementation="sdpa", **extra)
@@ -105,12 +110,18 @@ def load_features(folder: Path, image: Sequence[int]) -> nn.Module:
 def preprocessing(
     folder: Path, known: Mapping[str, Any], image: Sequence[int], config: Mapping[str, Any]
 ) -> Preprocessing:
-    """What preprocessor_config.json says for images (C, H, W); without one, resizing to the transformer's own size."""
+    """What preprocessor_config.json says for images (C, H, W); without one, resizing to the transformer's own size.
+
+    CheckpointError for what is not supported.
+    """
+    factor = known.get("rescale_factor", 1 / 255)
+    if not known.get("do_rescale", True) or not isinstance(factor, float) or abs(255 * factor - 1) > 1e-4:
+        raise CheckpointError(f"features {folder}: only images rescaled to [0, 1] are supported (rescale_factor 1/255)")
     height, width = image[1:]
     resized = (height, width)
     if known.get("do_resize", True):
         resized = _resized(folder, known.get("size", config.get("image_size", 224)), height, width)
-    crop = _square(folder, "crop_size", known["crop_size"]) if known.get("do_center_crop") else resized[0]
+    crop = _square(folder, "crop_size", known.get("crop_size")) if known.get("do_center_crop") else resized[0]
     if not known.get("do_center_crop") and resized[0] != resized[1]:
         raise CheckpointError(f"features {folder} would see {resized[0]}x{resized[1]} pixels: a square is wanted")
     if crop > min(resized) or crop % config["patch_size"]:
@@ -124,6 +135,10 @@ def preprocessing(
     plain = not known.get("do_normalize", True)
     mean = [0.0] * 3 if plain else known.get("image_mean", [0.485, 0.456, 0.406])
     std = [1.0] * 3 if plain else known.get("image_std", [0.229, 0.224, 0.225])
+    for field, values in (("image_mean", mean), ("image_std", std)):
+        numbers = isinstance(values, list) and all(isinstance(each, (int, float)) for each in values)
+        if not numbers or len(values) != 3 or (field == "image_std" and min(values) <= 0):
+            raise CheckpointError(f"features {folder}: {field} {values!r} is not supported: three numbers are wanted")
     return Preprocessing(resized, crop, FILTERS[resample], mean, std)
 
 

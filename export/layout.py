@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ NETWORKS = {
     "text_encoder_2": "model",
 }
 SETTINGS = ("scheduler", "tokenizer", "tokenizer_2")
+PARTS = (*NETWORKS, *SETTINGS)
 NEEDED = ("unet", "vae", "scheduler")
+TEXT = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 
 
 class CheckpointError(ValueError):
@@ -39,6 +42,17 @@ def read_index(checkpoint: Path) -> dict:
     """The checkpoint's model_index.json; empty where there is none."""
     path = checkpoint / "model_index.json"
     return read_json(path) if path.is_file() else {}
+
+
+def named_parts(index: Mapping[str, Any]) -> list[str]:
+    """Those parts that an export reads, of a model_index.json; one that is [null, null] there is none."""
+    kinds = {part: index.get(part) for part in PARTS}
+    return [part for part, kind in kinds.items() if isinstance(kind, list) and kind and kind[0]]
+
+
+def has_vocabulary(names: set[str]) -> bool:
+    """Whether files of these names make a tokenizer: without, transformers makes one of its special tokens alone."""
+    return "tokenizer.json" in names or {"vocab.json", "merges.txt"} <= names
 
 
 def variant_of(files: set[str], stem: str, halves: bool) -> str | None:
@@ -73,49 +87,56 @@ def load_network(kind: Any, folder: Path, halves: bool = False, **given: Any) ->
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         said = " ".join(str(error).split())
         raise CheckpointError(f"{folder} cannot be loaded: {said[:300]}") from error
-    for problem in ("missing_keys", "mismatched_keys"):
+    more = () if stem == "model" else ("unexpected_keys",)  # transformers reads CLIP's text half of a whole CLIP
+    for problem in ("missing_keys", "mismatched_keys", *more):
         if told.get(problem):
             raise CheckpointError(f"{folder}: its weights do not fit its config.json: {sorted(told[problem])[0]}")
     return model.eval()
 
 
-def needed_files(files: list[str], halves: bool) -> list[str]:
-    """Those of a repository's files that an export reads: settings, and one set of weights of each network."""
+def needed_files(files: list[str], halves: bool, parts: Sequence[str] = PARTS) -> list[str]:
+    """Those of a repository's files that are read of its `parts`: settings, one set of weights of each network."""
     chosen = ["model_index.json"] if "model_index.json" in files else []
     for part in SETTINGS:
-        chosen += [file for file in files if file.startswith(f"{part}/") and file.endswith((".json", ".txt"))]
+        if part in parts:
+            chosen += [file for file in files if file.startswith(f"{part}/") and file.endswith((".json", ".txt"))]
     for part, stem in NETWORKS.items():
         names = {file[len(part) + 1 :] for file in files if file.startswith(f"{part}/")}
-        if not names:
+        if not names or part not in parts:
             continue
         try:
             half = variant_of(names, stem, halves) == "fp16"
         except CheckpointError as error:
             raise CheckpointError(f"{part}: {error}") from None
-        weights = [name for name in names if name.startswith(stem) and ".safetensors" in name]
-        chosen += sorted(f"{part}/{name}" for name in ["config.json", *weights] if _fits(name, half))
+        chosen += sorted(f"{part}/{name}" for name in names if name == "config.json" or _fits(name, stem, half))
     return chosen
 
 
-def _fits(name: str, half: bool) -> bool:
-    return name == "config.json" or bool(re.search(r"\.fp16[.-]", name)) == half  # a shard: STEM.fp16-00001-of-00002
+def _fits(name: str, stem: str, half: bool) -> bool:
+    """Whether it is the network's weights, a shard of them or their index: others may begin with the same word."""
+    fp16 = r"\.fp16" if half else ""
+    shard = r"-\d+-of-\d+"
+    kinds = rf"({fp16}|{fp16}{shard}|{shard}{fp16})\.safetensors|\.safetensors\.index{fp16}\.json"
+    return bool(re.fullmatch(f"{re.escape(stem)}({kinds})", name))
 
 
-def missing_parts(checkpoint: Path) -> list[str]:
-    """Parts that an export of the folder would need and that are not there, or are there only in part."""
+def missing_parts(checkpoint: Path, parts: Sequence[str] = PARTS, plain: bool = False) -> list[str]:
+    """Those of the folder's `parts` that are needed and not there, or only in part; plain: in halves is not there."""
     index = read_index(checkpoint)
-    parts = dict.fromkeys([*NEEDED, *(part for part in (*NETWORKS, *SETTINGS) if (index.get(part) or [None])[0])])
-    return [part for part in parts if not _is_whole(checkpoint / part, NETWORKS.get(part))]
+    needed = NEEDED if set(NEEDED) <= set(parts) else ("text_encoder", "tokenizer")
+    found = [part for part in dict.fromkeys([*needed, *named_parts(index)]) if part in parts]
+    return [part for part in found if not _is_whole(checkpoint / part, plain)]
 
 
-def _is_whole(folder: Path, stem: str | None) -> bool:
+def _is_whole(folder: Path, plain: bool) -> bool:
     names = {path.name for path in folder.iterdir() if path.exists()} if folder.is_dir() else set()
+    stem = NETWORKS.get(folder.name)
     if stem is None:
-        return bool(names)
+        return has_vocabulary(names) if folder.name.startswith("tokenizer") else bool(names)
     try:
         half = variant_of(names, stem, False) == "fp16"
     except CheckpointError:
         return False
     index = folder / f"{stem}.safetensors.index{'.fp16' if half else ''}.json"
     shards = set(read_json(index).get("weight_map", {}).values()) if index.is_file() else set()
-    return "config.json" in names and shards <= names
+    return "config.json" in names and shards <= names and not (half and plain)

@@ -4,18 +4,38 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from rlsd.export import check
-from rlsd.export.bundle import BundleWriter
+from rlsd.export.bundle import BundleWriter, check_name
 from rlsd.export.onnx_graph import to_onnx
 from rlsd.export.operators import default_parameters
 from rlsd.export.pullback import Split, split
+from rlsd.export.refusals import exporting
+from rlsd.export.resizing import plain_resizing
 from rlsd.export.trace import PLAIN_REWRITES, to_aten
+
+RESIDUAL = 0.1  # deviation of y - f(x) in the checks
+# What float32 rounds the other way is seldom, but changes a whole block of a JPEG: more than a check of a small image
+# can spare. It happens to other images than those before; a wrong graph is wrong for all.
+TRIES = 4
+LONGEST = 80  # characters of an operator's name: those of its files may have 128
+TAKEN = ("x", "y", "t", "loss", "grad")  # tensors of every operator's graphs
+
+
+def check_operator(name: str, operator: nn.Module, image: Sequence[int]) -> None:
+    """ValueError for a name, of the operator or a parameter, that neither a bundle nor the engine would take."""
+    check_name("operator", name)
+    if len(name) > LONGEST:
+        raise ValueError(f"operator {name[:LONGEST]!r}... is longer than the {LONGEST} characters that are allowed")
+    for word in default_parameters(operator, image, 1):
+        if check_name("parameter", word) in TAKEN:
+            raise ValueError(f"parameter {word!r} of operator {name!r} is not allowed: the graphs use that name")
 
 
 def declare(operators: Mapping[str, nn.Module], image: Sequence[int], bundle: BundleWriter) -> None:
@@ -38,28 +58,65 @@ class OperatorGraphs:
         self.batch = len(x)
 
     def operator(self, name: str, operator: nn.Module) -> None:
-        """Adds the two graphs of a forward operator: f(x), and the data loss with its gradient."""
-        operator = copy.deepcopy(operator).float()
-        given = default_parameters(operator, self.x.shape[1:], self.batch)
-        with torch.no_grad():
-            y = operator(self.x, **given)
-        args, names = [self.x, *given.values()], ["x", *given]
-        forward = to_onnx(to_aten(operator, args, self.rewrites), args, names, ["y"])
-        want = check.float64(operator)(*check.doubled(args))
-        rounds = bool(getattr(operator, "rounds", False))
-        got = self._add(f"operator.{name}.forward", forward, dict(zip(names, args)), {"y": want}, rounds)
+        """Adds the two graphs of a forward operator: f(x), and the data loss with its gradient.
 
-        loss = DataLoss(operator)
-        measured = y + 0.1 * torch.randn_like(y)
-        args, names = [self.x, measured, *given.values()], ["x", "y", *given]
-        parts = split(to_aten(loss, args, self.rewrites), args, names)
-        whole = LossAndGradient(parts, names)
-        model = to_onnx(whole, args, names, ["loss", "grad"])
+        ValueError for one that cannot be a graph, CheckError for graphs that do not agree with it.
+        """
+        operator = copy.deepcopy(operator).float()
+        x, given = self.x, default_parameters(operator, self.x.shape[1:], self.batch)
+        with exporting(name):
+            graphs = self._traced(name, operator, x, given)
+        tries = TRIES if getattr(operator, "rounds", False) else 1
+        while True:
+            tries -= 1
+            try:
+                errors = self._errors(graphs, operator, x, given)
+                break
+            except check.CheckError:
+                if not tries:
+                    raise
+            x, given = torch.rand_like(x) * 2 - 1, default_parameters(operator, x.shape[1:], self.batch)
+        for graph, error in zip(graphs, errors):
+            self._figure(graph, error)
+
+    def _traced(self, name: str, operator: nn.Module, x: Tensor, given: Mapping[str, Tensor]) -> dict[str, Path]:
+        """The files of both graphs by their names."""
+        args, names = [x, *given.values()], ["x", *given]
+        forward = to_onnx(self._aten(operator, args), args, names, ["y"])
+        with torch.no_grad():
+            y = torch.zeros_like(operator(x, **given))  # a tensor of its own: an identity gives x itself
+        args, names = [x, y, *given.values()], ["x", "y", *given]
+        parts = split(self._aten(DataLoss(operator), args), args, names)
+        loss = to_onnx(LossAndGradient(parts, names), args, names, ["loss", "grad"])
+        models = {f"operator.{name}.forward": forward, f"operator.{name}.loss": loss}
+        return {graph: self.bundle.graph(graph, self.batch, model) for graph, model in models.items()}
+
+    def _aten(self, module: nn.Module, args: Sequence[Tensor]) -> fx.GraphModule:
+        graph_module = to_aten(module, args, self.rewrites)
+        plain_resizing(graph_module)
+        return graph_module
+
+    def _errors(
+        self, graphs: Mapping[str, Path], operator: nn.Module, x: Tensor, given: Mapping[str, Tensor]
+    ) -> tuple[float, float]:
+        """The errors of both graphs against float64, for these images and parameters. CheckError above the limit."""
+        (forward, model), (loss, model_of_loss) = graphs.items()
+        rounds = bool(getattr(operator, "rounds", False))
+        with torch.no_grad():
+            y = operator(x, **given)
+        want = check.float64(operator)(*check.doubled([x, *given.values()]))
+        got = check.run(model, {"x": x, **given})
+        first = check.compare(forward, got, {"y": want}, rounds=rounds)
+
+        measured = y + RESIDUAL * residual_scale(y) * torch.randn_like(y)
+        args = [x, measured, *given.values()]
         if rounds:
             value, gradient = around(operator, torch.from_numpy(got["y"]), *args)
         else:
-            value, gradient, _ = check.pulled_in_float64(loss, *args, cotangent=torch.ones(self.batch))
-        self._add(f"operator.{name}.loss", model, dict(zip(names, args)), {"loss": value, "grad": gradient}, rounds)
+            ones = torch.ones(self.batch)
+            value, gradient, _ = check.pulled_in_float64(DataLoss(operator), *args, cotangent=ones)
+        got = check.run(model_of_loss, {"x": x, "y": measured, **given})
+        return first, check.compare(loss, got, {"loss": value, "grad": gradient}, rounds=rounds)
 
     def _add(
         self,
@@ -67,13 +124,19 @@ class OperatorGraphs:
         model: ir.Model,
         inputs: Mapping[str, Tensor | np.ndarray],
         want: Mapping[str, Tensor],
-        rounds: bool = False,
     ) -> dict[str, np.ndarray]:
         """Adds the graph, checks it against what float64 gives, records the error, returns its outputs."""
         got = check.run(self.bundle.graph(name, self.batch, model), inputs)
-        error = check.compare(name, got, want, rounds=rounds)
-        self.bundle.fact("check", name, self.batch, float(f"{error:.3g}"))
+        self._figure(name, check.compare(name, got, want))
         return got
+
+    def _figure(self, graph: str, error: float) -> None:
+        self.bundle.fact("check", graph, self.batch, float(f"{error:.3g}"))
+
+
+def residual_scale(y: Tensor) -> float:
+    """The root mean square of measurements y, 1 at least: beside large values small residuals drown in float32."""
+    return max(1.0, float(y.square().mean().sqrt()))
 
 
 def around(operator: nn.Module, seen: Tensor, x: Tensor, y: Tensor, *given: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import re
+import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from rlsd.export.adjoint import check_own
 from rlsd.export.check import CheckError
@@ -22,7 +25,8 @@ def load_own(spec: str, image: Sequence[int]) -> tuple[str, nn.Module]:
     NAME is a torch module, or a function of the image shape (C, H, W) that makes one, such as its class; or a deepinv
     Physics for images in [0, 1], or a function that makes one (rlsd.export.deepinv.from_physics). A module's
     forward(x [B, C, H, W] in [-1, 1], **parameters) gives y [B, ...]; `parameters_of(image shape)` gives the shapes of
-    an item's parameters by name, if it has any. `linear = True` claims that it is linear, which is then checked.
+    an item's parameters by name, if it has any. `linear = True` claims that it is linear, which is then checked. The
+    file may import what lies beside it. Tensors that are attributes of the module become its buffers.
     Raises ValueError with the reason if there is no such operator, CheckError if it is not what it claims.
     """
     file, _, word = spec.rpartition(":")
@@ -34,9 +38,11 @@ def load_own(spec: str, image: Sequence[int]) -> tuple[str, nn.Module]:
     if found is None:
         raise ValueError(f"operator {spec!r}: {path.name} defines no {word}")
     with _users(spec, path):
-        operator = found if isinstance(found, nn.Module) else found(tuple(image))
+        operator = _made(found, image)
     if is_physics(operator):
         operator = from_physics(operator, image)
+    elif isinstance(operator, nn.Module):
+        _keep_tensors(operator)
     if not isinstance(operator, nn.Module):
         raise ValueError(f"operator {spec!r} is a {type(operator).__name__}, not a torch.nn.Module")
     operator = operator.float().eval().requires_grad_(False)
@@ -55,12 +61,41 @@ def _users(spec: str, path: Path) -> Iterator[None]:
     except Exception as error:
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path]
         where = f" ({path.name}, line {lines[-1]})" if lines else ""
-        raise ValueError(f"operator {spec!r}: {type(error).__name__}: {error}{where}") from error
+        mixed = re.search("double", str(error), re.I)
+        hint = "; it is also run in float64: make constants with dtype=x.dtype" if mixed else ""
+        raise ValueError(f"operator {spec!r}: {type(error).__name__}: {error}{where}{hint}") from error
+
+
+def _made(found: Any, image: Sequence[int]) -> object:
+    """The module itself, or what its class or a function makes, for the image shape where that is taken."""
+    if isinstance(found, nn.Module):
+        return found
+    takes = inspect.signature(found)
+    nothing = not takes.parameters or takes == inspect.signature(nn.Module)  # whose own seems to take anything
+    return found() if nothing else found(tuple(image))
+
+
+def _keep_tensors(module: nn.Module) -> None:
+    """Makes buffers of tensors that are plain attributes: they follow the module to float64, and into a graph."""
+    for part in module.modules():
+        for name, value in list(vars(part).items()):
+            if isinstance(value, Tensor):
+                delattr(part, name)
+                part.register_buffer(name, value.detach())
 
 
 def _imported(path: Path) -> object:
     described = importlib.util.spec_from_file_location(f"rlsd_own_{path.stem}", path)
     assert described is not None and described.loader is not None
     module = importlib.util.module_from_spec(described)
-    described.loader.exec_module(module)
+    sys.modules[described.name] = module  # where dataclasses look for what annotations name
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)
+    try:
+        described.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[described.name]
+        raise
+    finally:
+        sys.path.remove(folder)
     return module

@@ -26,13 +26,14 @@ def prompt_context(engine: Engine, prompt: str, text_encoder: str | None = None)
         raise InputError(
             f"the prior {engine.name} names no text encoder: give --text-encoder, or --class for its classes"
         )
-    context = _encode(where, prompt)
+    halves = engine.describe()["precision"][0] == "fp16"
+    context = _encode(where, prompt, halves)
     if context.shape != engine.context_shape:
         raise InputError(
             f"text encoder {where} makes contexts {list(context.shape)}; "
             f"the prior {engine.name} takes {list(engine.context_shape)}"
         )
-    _check_null(engine, where)
+    _check_null(engine, where, halves)
     return context
 
 
@@ -45,17 +46,17 @@ def recorded(engine: Engine) -> str | None:
     return None
 
 
-def _check_null(engine: Engine, where: str) -> None:
+def _check_null(engine: Engine, where: str, halves: bool) -> None:
     """The bundle's null context shows whether it is the same text encoder, unless it is zeros as SDXL's is."""
     data = engine.file(engine.describe()["null_context"][0])
     null = np.frombuffer(data, np.float32).reshape(engine.context_shape or ())
-    if null.any() and np.linalg.norm(_encode(where, "") - null) > TOLERANCE * np.linalg.norm(null):
+    if null.any() and np.linalg.norm(_encode(where, "", halves) - null) > TOLERANCE * np.linalg.norm(null):
         raise InputError(f"text encoder {where} is not the one that the prior {engine.name} was exported with")
 
 
 @functools.lru_cache(maxsize=64)
-def _encode(where: str, prompt: str) -> np.ndarray:
-    encoder = _encoder(where)
+def _encode(where: str, prompt: str, halves: bool) -> np.ndarray:
+    encoder = _encoder(where, halves)
     try:
         context: np.ndarray = encoder.encode(prompt).numpy()
     except ValueError as error:
@@ -65,13 +66,14 @@ def _encode(where: str, prompt: str) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=1)
-def _encoder(where: str) -> Any:
+def _encoder(where: str, halves: bool) -> Any:
     try:
         from rlsd.export.contexts import TextEncoder
         from rlsd.export.hub import locate
+        from rlsd.export.layout import TEXT
     except ModuleNotFoundError as error:
         raise InputError(f"a prompt needs {error.name}, which is not installed: pip install 'rlsd[export]'") from None
     try:
-        return TextEncoder(locate(where).folder)
+        return TextEncoder(locate(where, halves=halves, parts=TEXT).folder, halves)
     except (ValueError, OSError) as error:
         raise InputError(f"text encoder {where}: {' '.join(str(error).split())}") from error

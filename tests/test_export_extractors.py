@@ -122,6 +122,11 @@ def test_gray_images_are_seen_as_gray(tmp_path: Path) -> None:
         ({"size": {"shortest_edge": 100}}, "of 100x150 pixels"),
         ({"do_center_crop": False}, "a square is wanted"),
         ({"size": {"height": 256, "width": 128}}, "size .* not supported"),
+        ({"crop_size": None}, "crop_size None is not supported"),
+        ({"image_mean": None}, "image_mean None is not supported"),
+        ({"image_std": [0.5, 0.5]}, "image_std .* is not supported: three numbers"),
+        ({"do_rescale": False}, "only images rescaled to .0, 1. are supported"),
+        ({"rescale_factor": 1 / 127.5}, "only images rescaled to .0, 1. are supported"),
     ],
 )
 def test_preprocessing_that_is_not_possible_is_said(tmp_path: Path, changes: dict[str, Any], why: str) -> None:
@@ -129,6 +134,19 @@ def test_preprocessing_that_is_not_possible_is_said(tmp_path: Path, changes: dic
     settings = json.loads((tmp_path / "preprocessor_config.json").read_text()) | changes
     with pytest.raises(CheckpointError, match=why):
         preprocessing(tmp_path, settings, (3, 40, 60), {"patch_size": 14, "image_size": 518})
+
+
+def test_a_patch_size_that_is_not_said_is_the_models_own(tmp_path: Path) -> None:
+    checkpoints.dino(tmp_path, "vit")
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["patch_size"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert load_features(tmp_path, (3, 40, 60))(torch.zeros(1, 3, 40, 60)).shape == (1, 24)
+
+
+def test_a_repositorys_name_is_no_folder() -> None:
+    with pytest.raises(CheckpointError, match=r"facebook/dino-vits16 has no config.json: a folder"):
+        load_features(Path("facebook/dino-vits16"), (3, 32, 32))
 
 
 def test_other_models_are_said(tmp_path: Path) -> None:

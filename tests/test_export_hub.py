@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import checkpoints  # noqa: E402
 from rlsd.export import CheckpointError  # noqa: E402
 from rlsd.export.checkpoint import load  # noqa: E402
 from rlsd.export.hub import locate  # noqa: E402
-from rlsd.export.layout import missing_parts, needed_files  # noqa: E402
+from rlsd.export.layout import TEXT, missing_parts, needed_files  # noqa: E402
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NAME = "someone/small-xl"
@@ -34,6 +35,7 @@ LISTING = [
         "config.json", "diffusion_flax_model.msgpack", "diffusion_pytorch_model.fp16.safetensors",
         "diffusion_pytorch_model.safetensors", "model.onnx")),
     "vae_decoder/config.json", "vae_decoder/model.onnx",
+    "unet/diffusion_pytorch_model.non_ema.safetensors", "unet/diffusion_pytorch_model.non_ema.fp16.safetensors",
 ]  # fmt: skip
 
 
@@ -58,7 +60,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_what_the_cache_holds_is_read_from_there(cache: Path, no_network: list[str]) -> None:
-    for found in (locate(NAME, COMMIT, cache=cache), locate(f"{NAME}@{COMMIT}", cache=cache)):
+    for found in (locate(NAME, COMMIT, True, cache), locate(f"{NAME}@{COMMIT}", halves=True, cache=cache)):
         assert found.folder == cache / "models--someone--small-xl" / "snapshots" / COMMIT
         assert (found.name, found.origin) == ("someone-small-xl", f"{NAME}@{COMMIT}")
     networks = load(found.folder, (64, 64), ["hdr"], None, origin=found.origin)
@@ -67,12 +69,12 @@ def test_what_the_cache_holds_is_read_from_there(cache: Path, no_network: list[s
 
 
 def test_what_the_cache_holds_in_part_is_asked_for(cache: Path, tmp_path: Path, no_network: list[str]) -> None:
-    folder = locate(NAME, COMMIT, cache=cache).folder
+    folder = locate(NAME, COMMIT, True, cache).folder
     (folder / "vae" / "diffusion_pytorch_model.fp16.safetensors").rename(tmp_path / "away")
     try:
         assert missing_parts(folder) == ["vae"]
         with pytest.raises(CheckpointError, match=f"{NAME} at {COMMIT} is not in the cache .*: there is no network"):
-            locate(NAME, COMMIT, cache=cache)
+            locate(NAME, COMMIT, True, cache)
     finally:
         (tmp_path / "away").rename(folder / "vae" / "diffusion_pytorch_model.fp16.safetensors")
     assert no_network == [NAME]
@@ -80,7 +82,7 @@ def test_what_the_cache_holds_in_part_is_asked_for(cache: Path, tmp_path: Path, 
 
 def test_a_download_takes_what_is_needed(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: dict[str, Any] = {}
-    folder = locate(NAME, COMMIT, cache=cache).folder
+    folder = locate(NAME, COMMIT, True, cache).folder
 
     def download(repository: str, **given: Any) -> str:
         taken.update(given, repository=repository)
@@ -91,6 +93,56 @@ def test_a_download_takes_what_is_needed(cache: Path, tmp_path: Path, monkeypatc
     assert locate(NAME, COMMIT, halves=True, cache=tmp_path).folder == folder
     assert taken["repository"] == NAME and taken["revision"] == COMMIT
     assert taken["allow_patterns"] == needed_files(LISTING, True)
+
+
+def test_halves_in_the_cache_are_not_all_there_is(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, no_network: list[str]
+) -> None:
+    """The same words mean the same weights: in float32 the repository is asked whether it has the plain ones."""
+    folder = locate(NAME, COMMIT, True, cache).folder
+    assert not no_network and missing_parts(folder) == [] and "unet" in missing_parts(folder, plain=True)
+    with pytest.raises(
+        CheckpointError, match=r"is in the cache in halves alone .*give the folder .*there is no network"
+    ):
+        locate(NAME, COMMIT, cache=cache)
+    taken: list[str] = []
+
+    def download(repository: str, allow_patterns: list[str], **_: Any) -> str:
+        taken.extend(allow_patterns)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    halves = [file for file in LISTING if "_model.safetensors" not in file and "/model.safetensors" not in file]
+    for listing, word in (
+        (LISTING, "unet/diffusion_pytorch_model.safetensors"),
+        (halves, "unet/diffusion_pytorch_model.fp16.safetensors"),
+    ):
+        taken.clear()
+        monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, name, revision, files=listing: files)
+        assert locate(NAME, COMMIT, cache=cache).folder == folder and word in taken
+
+
+def test_only_the_parts_that_are_wanted(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: list[str]
+) -> None:
+    """A prompt at run time needs the text encoders, not the gigabytes of the UNet."""
+    chosen = needed_files(LISTING, False, TEXT)
+    assert {file.partition("/")[0] for file in chosen} == {"model_index.json", *TEXT}
+    assert {file for file in chosen if file.endswith(".safetensors")} == {
+        "text_encoder/model.safetensors", "text_encoder_2/model.safetensors"
+    }  # fmt: skip
+    source = locate(NAME, COMMIT, True, cache).folder
+    shutil.copytree(source, tmp_path / "text", ignore=shutil.ignore_patterns("unet", "vae", "scheduler"))
+    checkpoints.in_hub_cache(tmp_path / "cache", NAME, COMMIT, tmp_path / "text")
+    assert (locate(NAME, COMMIT, True, tmp_path / "cache", TEXT).folder / "text_encoder").is_dir() and not no_network
+    with pytest.raises(CheckpointError, match="is not in the cache"):
+        locate(NAME, COMMIT, True, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("file", ["sd.safetensors", "models/v1-5-pruned.ckpt"])
+def test_a_single_file_is_said(file: str) -> None:
+    with pytest.raises(CheckpointError, match=r"is a single-file checkpoint; .*from_single_file.*save_pretrained"):
+        locate(file)
 
 
 @pytest.mark.parametrize("halves", [False, True])

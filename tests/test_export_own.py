@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,13 @@ import onnx_ir as ir  # noqa: E402
 
 from rlsd.engine import Engine, Job, Params  # noqa: E402
 from rlsd.export import CheckError, export_checkpoint  # noqa: E402
+from rlsd.export.bundle import BundleWriter  # noqa: E402
 from rlsd.export.check import run  # noqa: E402
+from rlsd.export.checkpoint import choose  # noqa: E402
 from rlsd.export.onnx_graph import to_onnx  # noqa: E402
-from rlsd.export.operator_graphs import DataLoss, LossAndGradient  # noqa: E402
+from rlsd.export.operator_graphs import DataLoss, LossAndGradient, OperatorGraphs  # noqa: E402
 from rlsd.export.own import load_own  # noqa: E402
+from rlsd.export.package import Packer  # noqa: E402
 from rlsd.export.pullback import split  # noqa: E402
 from rlsd.export.trace import to_aten  # noqa: E402
 from rlsd.models.fashion import PATH as FASHION  # noqa: E402
@@ -87,6 +91,24 @@ class Unnamed(nn.Module):
 
 number = lambda image: 3
 mirror = nn.Identity()
+
+class Normed(nn.Module):
+    def forward(self, x): return x / x.abs().max()
+
+class Centred(nn.Module):
+    def forward(self, x): return x - x.mean(0)
+
+class Noisy(nn.Module):
+    def forward(self, x): return x + torch.randn_like(x)
+
+class Negative(nn.Module):
+    def forward(self, x): return x.log()
+
+class Precise(nn.Module):
+    def forward(self, x): return x.double()
+
+class Single(nn.Module):
+    def forward(self, x): return nn.functional.conv2d(x, torch.ones(1, 1, 3, 3))
 """
 
 
@@ -101,6 +123,12 @@ mirror = nn.Identity()
         ("Unnamed", ValueError, r"NameError: name 'undefined' is not defined \(wrong.py, line 27\)"),
         ("number", ValueError, "is a int, not a torch.nn.Module"),
         ("Missing", ValueError, "defines no Missing"),
+        ("Normed", CheckError, "samples must not mix"),
+        ("Centred", CheckError, "samples must not mix"),
+        ("Noisy", CheckError, "nothing may be drawn at random"),
+        ("Negative", CheckError, "not finite"),
+        ("Precise", CheckError, "gives torch.float64 for images in float32"),
+        ("Single", ValueError, r"line 48\); it is also run in float64: make constants with dtype=x.dtype"),
         ("not-a-name", ValueError, "FILE.py:NAME"),
     ],
 )
@@ -139,6 +167,135 @@ def test_a_module_that_is_ready_and_a_file_that_is_not_there(tmp_path: Path) -> 
     assert name == "mirror" and isinstance(operator, torch.nn.Identity)
     with pytest.raises(ValueError, match="with a file that is there"):
         load_own(f"{tmp_path}/none.py:mirror", (1, 8, 8))
+
+
+RIGHT = """
+from __future__ import annotations
+from dataclasses import dataclass
+import torch
+from torch import nn
+import beside
+
+@dataclass
+class Settings:
+    gain: float = beside.GAIN
+
+class Gain(nn.Module):
+    def forward(self, x): return x * Settings().gain
+
+class Blur(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.kernel, self.inner = torch.ones(1, 1, 3, 3) / 9, nn.Module()
+        self.inner.shift = torch.ones(1)
+    def forward(self, x): return nn.functional.conv2d(x, self.kernel) + self.inner.shift
+"""
+
+
+def test_a_file_like_any_other(tmp_path: Path) -> None:
+    """Dataclasses, an import from beside it, modules that take no argument, tensors that are plain attributes."""
+    (tmp_path / "beside.py").write_text("GAIN = 2.0")
+    (tmp_path / "right.py").write_text(RIGHT)
+    x = torch.rand(1, 1, 8, 8)
+    assert torch.equal(load_own(f"{tmp_path}/right.py:Gain", (1, 8, 8))[1](x), 2 * x)
+    _, blur = load_own(f"{tmp_path}/right.py:Blur", (1, 8, 8))
+    assert {name for name, _ in blur.named_buffers()} == {"kernel", "inner.shift"}
+    assert str(tmp_path) not in sys.path
+
+
+UNEXPORTABLE = """
+import torch
+from torch import nn
+
+class Warped(nn.Module):
+    def forward(self, x):
+        grid = nn.functional.affine_grid(torch.eye(2, 3, dtype=x.dtype).expand(len(x), 2, 3), list(x.shape))
+        return nn.functional.grid_sample(x, grid)
+
+class Branching(nn.Module):
+    def forward(self, x): return x if x[0].mean() > 9 else -x
+
+kernel = torch.ones(1)
+
+class Global(nn.Module):
+    def forward(self, x): return x * kernel
+"""
+
+
+@pytest.mark.parametrize(
+    "word, why",
+    [
+        ("Warped", "operator 'warped' cannot be exported: torch's grid_sampler_2d_backward has no form in ONNX"),
+        ("Branching", "operator 'branching' cannot be exported: it decides by the values of an image"),
+        ("Global", "cannot be exported: it uses a tensor in mul that is no buffer of its module"),
+    ],
+)
+def test_what_cannot_be_a_graph_is_said_in_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, word: str, why: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "own.py").write_text(UNEXPORTABLE)
+    photo = str(FASHION / "test_images" / "0001-pullover.png")
+    own = ["--operator", f"{tmp_path}/own.py:{word}"]
+    assert cli.run(["reconstruct", "-m", "fashion", *own, "-i", photo, "-o", str(tmp_path / "out")]) == cli.UNUSABLE
+    said = capsys.readouterr().err
+    assert why in " ".join(said.split()) and len(said) < 400
+
+
+def test_the_export_of_a_checkpoint_says_it_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_forward", "_with_pull"):  # the networks' graphs
+        monkeypatch.setattr(Packer, name, lambda *_: None)
+    (tmp_path / "own.py").write_text(UNEXPORTABLE)
+    command = ["export", "--checkpoint", str(FASHION / "checkpoint"), "--out", str(tmp_path / "bundle")]
+    assert cli.run([*command, "--batch", "2", "--operators", f"{tmp_path}/own.py:Warped"]) == cli.UNUSABLE
+    said = capsys.readouterr().err
+    assert "torch's grid_sampler_2d_backward has no form in ONNX" in " ".join(said.split()) and len(said) < 400
+    assert not (tmp_path / "bundle").exists()
+
+
+NAMES = """
+from torch import nn
+
+class Blur(nn.Module):
+    def forward(self, x): return x / 2
+
+class LossParameter(nn.Module):
+    def parameters_of(self, image): return {"loss": (1,)}
+    def forward(self, x, loss): return x * loss[:, :, None, None]
+"""
+
+
+def test_names_are_checked_before_anything_is_exported(tmp_path: Path) -> None:
+    for name in ("a.py", "b.py"):
+        (tmp_path / name).write_text(NAMES + f"\nclass {'Long' * 21}(Blur): pass\n")
+    image = (1, 8, 8)
+    assert list(choose({}, [f"{tmp_path}/a.py:Blur"], image)) == ["blur"]
+    for words, why in (
+        (["a.py:Blur", "b.py:Blur"], "b.py:Blur' would be called blur, as one before it"),
+        (["a.py:LossParameter"], "parameter 'loss' of operator 'loss_parameter' is not allowed"),
+        (["a.py:" + "Long" * 21], "is longer than the 80 characters"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            choose({}, [f"{tmp_path}/{word}" for word in words], image)
+
+
+class Sensor(torch.nn.Module):
+    """Twelve bits."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x + 1) * 2047.5
+
+
+@pytest.mark.parametrize("operator", [Sensor(), torch.nn.Identity()])
+def test_large_measurements_are_checked_with_large_residuals(tmp_path: Path, operator: torch.nn.Module) -> None:
+    torch.manual_seed(0)
+    with BundleWriter(tmp_path / "bundle", "sensor", "rlsd tests", "cpu", "fp32") as writer:
+        OperatorGraphs(writer, torch.rand(2, 1, 16, 16) * 2 - 1, []).operator("sensor", operator)
+    lines = [line.split() for line in (tmp_path / "bundle" / "manifest.txt").read_text().splitlines()]
+    errors = {line[1]: float(line[3]) for line in lines if line[0] == "check"}
+    assert errors.keys() == {"operator.sensor.forward", "operator.sensor.loss"} and max(errors.values()) < 1e-5
 
 
 class Coarse(torch.nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from diffusers import EulerDiscreteScheduler  # noqa: E402
 from rlsd.engine import Engine, Job, Params  # noqa: E402
 from rlsd.export import CheckpointError, export_checkpoint  # noqa: E402
 from rlsd.export.checkpoint import load  # noqa: E402
+from rlsd.export.contexts import TextEncoder  # noqa: E402
 from rlsd.export.diffusers_unet import LEAST, load_schedule, load_unet  # noqa: E402
 from rlsd.export.diffusers_vae import Decoder, load_vae  # noqa: E402
+from rlsd.export.layout import missing_parts  # noqa: E402
 
 SIZE = (64, 96)
 PROMPT = "a red cat"
@@ -192,9 +195,11 @@ def test_other_scalings_of_the_latents(tmp_path: Path, latents: dict[str, Any]) 
         assert torch.allclose(Decoder(load_vae(tmp_path / "vae"))(z), want, atol=1e-5)
 
 
-def edit(path: Path, **changes: Any) -> None:
-    import json
+def drop(path: Path, *fields: str) -> None:
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k not in fields}))
 
+
+def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
@@ -214,6 +219,13 @@ def edit(path: Path, **changes: Any) -> None:
         ("scheduler/scheduler_config.json", {"_class_name": "EDMEulerScheduler"}, "no table of betas"),
         ("scheduler/scheduler_config.json", {"beta_schedule": "cosmic"}, "'cosmic' is not known"),
         ("model_index.json", {"requires_aesthetics_score": True}, "refiner"),
+        ("unet/config.json", {"time_cond_proj_dim": 256}, "time_cond_proj_dim 256 is not supported"),
+        ("unet/config.json", {"dual_cross_attention": True}, "dual_cross_attention True is not supported"),
+        ("unet/config.json", {"cross_attention_dim": [32, 32]}, r"cross_attention_dim \[32, 32\] is not supported"),
+        ("unet/config.json", {"mid_block_type": None}, "do not fit its config.json: mid_block"),
+        ("vae/config.json", {"layers_per_block": 0}, "do not fit its config.json: .*resnets"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 0}, "num_train_timesteps 0 is not allowed"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": "1000"}, "num_train_timesteps '1000' is not"),
     ],
 )
 def test_what_is_not_supported_is_said(sd: Path, tmp_path: Path, file: str, changes: dict[str, Any], why: str) -> None:
@@ -221,6 +233,53 @@ def test_what_is_not_supported_is_said(sd: Path, tmp_path: Path, file: str, chan
     edit(folder / file, **changes)
     with pytest.raises(ValueError, match=why):
         load(folder, (64, 64), ["hdr"], None)
+
+
+def test_channels_that_a_configuration_does_not_say_are_the_classs(sd: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(sd, tmp_path / "sd")
+    drop(folder / "unet" / "config.json", "in_channels", "out_channels")
+    assert load(folder, (64, 64), ["hdr"], None).latent == (4, 8, 8)
+
+
+def test_a_size_that_nothing_says_is_asked_for(sd: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(sd, tmp_path / "sd")
+    drop(folder / "unet" / "config.json", "sample_size")
+    with pytest.raises(CheckpointError, match="give --size"):
+        load(folder, None, ["hdr"], None)
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "tokenizer"])
+def test_what_the_index_names_must_be_there(sd: Path, tmp_path: Path, part: str) -> None:
+    folder = shutil.copytree(sd, tmp_path / "sd")
+    shutil.rmtree(folder / part)
+    with pytest.raises(CheckpointError, match=f"no folder '{part}': but its model_index.json names it"):
+        load(folder, (64, 64), ["hdr"], None)
+    shutil.rmtree(folder / ("tokenizer" if part == "text_encoder" else "text_encoder"))
+    edit(folder / "model_index.json", text_encoder=[None, None], tokenizer=[None, None])
+    assert not load(folder, (64, 64), ["hdr"], None).null_context.any()
+
+
+def test_each_text_encoder_needs_its_tokenizer(tmp_path: Path) -> None:
+    checkpoints.diffusion_xl(tmp_path / "xl")
+    (tmp_path / "xl" / "model_index.json").unlink()
+    shutil.rmtree(tmp_path / "xl" / "tokenizer_2")
+    with pytest.raises(CheckpointError, match="has no folder tokenizer_2"):
+        TextEncoder(tmp_path / "xl")
+
+
+def test_a_tokenizer_has_a_vocabulary_that_its_encoder_knows(sd: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(sd, tmp_path / "sd")
+    text_config = json.loads((folder / "text_encoder" / "config.json").read_text())
+    drop(folder / "tokenizer" / "tokenizer_config.json", "model_max_length")
+    assert TextEncoder(folder).encode("a b").shape == (text_config["max_position_embeddings"], checkpoints.WIDTH)
+    checkpoints.CLIPTextModel(checkpoints.text_config(vocab_size=53)).save_pretrained(folder / "text_encoder")
+    with pytest.raises(CheckpointError, match=r"tokenizer of .* has token 53, its encoder only 53"):
+        TextEncoder(folder)
+    for name in ("tokenizer.json", "vocab.json"):
+        (folder / "tokenizer" / name).unlink(missing_ok=True)
+    assert missing_parts(folder) == ["tokenizer"]
+    with pytest.raises(CheckpointError, match=r"has neither tokenizer.json nor both vocab.json and merges.txt"):
+        TextEncoder(folder)
 
 
 def test_only_safetensors_are_read(sd: Path, tmp_path: Path) -> None:

@@ -91,6 +91,27 @@ def test_the_text_encoder_must_be_the_bundles_own(folder: Path, tmp_path: Path) 
     assert 0 < np.linalg.norm(got - want) < 1e-2 * np.linalg.norm(want)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_only_the_text_encoder_is_fetched_in_the_precision_of_the_bundle(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    from rlsd.export import hub
+    from rlsd.export.layout import TEXT
+
+    asked: list[tuple] = []
+
+    def locate(where: str, **given: object) -> hub.Found:
+        asked.append((given["halves"], given["parts"]))
+        return hub.Found(folder / "sd", "sd", where)
+
+    monkeypatch.setattr(hub, "locate", locate)
+    with Engine(folder / "bundle") as engine:
+        facts = engine.describe()
+        monkeypatch.setattr(engine, "describe", lambda: {**facts, "precision": [precision]})
+        prompts.prompt_context(engine, "a cat", f"owner/{precision}@{'0' * 40}")
+    assert asked == [(precision == "fp16", TEXT)]
+
+
 def test_a_prompt_is_encoded_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rlsd.export.contexts import TextEncoder
 
