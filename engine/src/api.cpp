@@ -6,6 +6,7 @@
 #include "repulsion.h"
 #include "snapshot.h"
 
+#include <cmath>
 #include <cstring>
 #include <new>
 
@@ -185,7 +186,7 @@ rlsd_status rlsd_job_query(const rlsd_job *job, rlsd_job_info *info) {
         facts.state = core.state, facts.status = core.status;
         facts.step = core.step, facts.steps = core.steps();
         facts.seconds = core.done() ? core.seconds : core.started == 0 ? 0 : rlsd::now_seconds() - core.started;
-        facts.message = core.message.c_str();
+        facts.message = core.done() ? core.message.c_str() : "";  // which stays where it is from then on
         give(info, info->size, facts, "info");
     });
 }
@@ -219,6 +220,7 @@ rlsd_status rlsd_repulsion_gradient(const float *phi, int64_t n, int64_t d, uint
         require(d >= 1 && d <= 1 << 28, "d is ", d, ", allowed is 1 to ", 1 << 28);
         require(phi != nullptr, "phi is NULL");
         require(g != nullptr, "g is NULL");
+        for (int64_t i = 0; i < n * d; ++i) require(std::isfinite(phi[i]), "phi is not finite in row ", i / d);
         rlsd::Crowd crowd{phi, n, d, seed, item, step};
         crowd.scale = rlsd::crowd_scale(phi, n, d);
         rlsd::RepulsionScratch scratch;
