@@ -13,7 +13,7 @@ from rlsd.export.check import CheckError, relative_error
 from rlsd.export.operators import default_parameters
 from rlsd.export.physics import FromPhysics, Measurement, PhysicsOperator
 
-MIXED_LIMIT = 1e-6  # relative, where a physics computes a part in float32
+MIXED_LIMIT = 1e-4  # relative, where a part is computed in float32; what mixes is far above
 ADJOINT_LIMIT = 1e-8  # in float64, relative to the product of the norms
 SINGLE_LIMIT = 1e-4  # relative, where a physics computes in float32 only
 

@@ -70,7 +70,8 @@ class OperatorGraphs:
         while True:
             tries -= 1
             try:
-                errors = self._errors(graphs, operator, x, given)
+                with exporting(name):
+                    errors = self._errors(graphs, operator, x, given)
                 break
             except check.CheckError:
                 if not tries:

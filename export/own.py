@@ -37,12 +37,12 @@ def load_own(spec: str, image: Sequence[int]) -> tuple[str, nn.Module]:
         found = getattr(_imported(path), word, None)
     if found is None:
         raise ValueError(f"operator {spec!r}: {path.name} defines no {word}")
-    with _users(spec, path):
+    with _users(spec, path), _beside(path):
         operator = _made(found, image)
+        if isinstance(operator, nn.Module) and not is_physics(operator):
+            _keep_tensors(operator)
     if is_physics(operator):
         operator = from_physics(operator, image)
-    elif isinstance(operator, nn.Module):
-        _keep_tensors(operator)
     if not isinstance(operator, nn.Module):
         raise ValueError(f"operator {spec!r} is a {type(operator).__name__}, not a torch.nn.Module")
     operator = operator.float().eval().requires_grad_(False)
@@ -79,7 +79,7 @@ def _keep_tensors(module: nn.Module) -> None:
     """Makes buffers of tensors that are plain attributes: they follow the module to float64, and into a graph."""
     for part in module.modules():
         for name, value in list(vars(part).items()):
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor) and not hasattr(type(part), name):  # which would hide a buffer
                 delattr(part, name)
                 part.register_buffer(name, value.detach())
 
@@ -89,13 +89,25 @@ def _imported(path: Path) -> object:
     assert described is not None and described.loader is not None
     module = importlib.util.module_from_spec(described)
     sys.modules[described.name] = module  # where dataclasses look for what annotations name
-    folder = str(path.resolve().parent)
-    sys.path.insert(0, folder)
     try:
-        described.loader.exec_module(module)
+        with _beside(path):
+            described.loader.exec_module(module)
     except BaseException:
         del sys.modules[described.name]
         raise
-    finally:
-        sys.path.remove(folder)
     return module
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[None]:
+    """Modules that lie beside the file can be imported, and are forgotten: another file's may have the same names."""
+    folder, before = path.resolve().parent, set(sys.modules)
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        for name in set(sys.modules) - before:
+            file = getattr(sys.modules[name], "__file__", None)
+            if file and Path(file).resolve().is_relative_to(folder) and not name.startswith("rlsd_own_"):
+                del sys.modules[name]

@@ -22,7 +22,7 @@ from rlsd.export.pullback import split
 from rlsd.export.tabulate import tabulate
 from rlsd.export.trace import REWRITES, SAVINGS, all_but, to_aten
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"
 
 
 @dataclass(frozen=True)

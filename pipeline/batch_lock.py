@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
@@ -15,8 +16,10 @@ PATIENCE = 5.0  # seconds that a lock may still be held by workers of a run that
 
 
 class Lock:
-    """Held by this process and the workers that inherit `descriptor`, and gone with them. The file goes as well, but
-    for a run that was killed."""
+    """Held until it is released; by a run that is killed, until the last worker that inherited `descriptor` is gone.
+
+    Its file goes when it is released, and is left behind by a run that is killed.
+    """
 
     def __init__(self, folder: Path):
         self.folder, self.descriptor = folder, -1
@@ -32,9 +35,14 @@ class Lock:
     def _try(self) -> bool:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW  # NFS locks what is open for writing
         self.descriptor = os.open(self.folder / LOCK, flags, 0o666)
-        with ExitStack() as undo, suppress(BlockingIOError):
+        with ExitStack() as undo:
             undo.callback(os.close, self.descriptor)
-            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in (errno.EWOULDBLOCK, errno.ESTALE):
+                    raise
+                return False
             if self.is_in_place():  # and not a file that its holder removed in the meantime
                 undo.pop_all()
                 return True
@@ -44,12 +52,14 @@ class Lock:
         """Whether the locked file is still the one in the folder; it is opened, since a `stat` may be cached."""
         try:
             there = os.open(self.folder / LOCK, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError:
+            try:
+                return os.path.sameopenfile(there, self.descriptor)
+            finally:
+                os.close(there)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ESTALE):  # the second: on NFS, of a file that is gone
+                raise
             return False
-        try:
-            return os.path.sameopenfile(there, self.descriptor)
-        finally:
-            os.close(there)
 
     def release(self) -> None:
         """Removes the file while it is locked, and lets go."""

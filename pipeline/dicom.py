@@ -65,9 +65,11 @@ def _windowed(data: Any, values: np.ndarray, notes: list[str]) -> np.ndarray | N
     """Values in [-1, 1] through the file's first window, as DICOM PS3.3 C.11.2.1 has it; None without one."""
     centre, width = _first(data.get("WindowCenter")), _first(data.get("WindowWidth"))
     function = str(data.get("VOILUTFunction") or "LINEAR").strip()
+    if centre is None or width is None:
+        return None
     if function not in _FUNCTIONS:
         raise InputError(f"has the window function {function[:40]}; allowed are {', '.join(_FUNCTIONS)}")
-    if centre is None or width is None or not (width >= 1 if function == "LINEAR" else width > 0):
+    if not (width >= 1 if function == "LINEAR" else width > 0):
         return None
     if function == "SIGMOID":
         notes.append(f"window {centre:g} +- {width / 2:g}, sigmoid, the file's own")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -166,6 +166,7 @@ def make_item(engine: Engine, plan: Plan, source: Source, read: Read, digest: st
 def read_source(engine: Engine, plan: Plan, source: Source) -> Read:
     """One source's image (or measurement), its operator's parameters, and notes. InputError."""
     frame, operator = frame_of(engine), engine.operators[plan.task.operator]
+    check_kernels(engine, plan.task, plan.given)
     given = {
         name: read_parameter(files[source.index if len(files) > 1 else 0], name, operator.params[name], frame)
         for name, files in plan.given.items()
@@ -181,6 +182,16 @@ def read_source(engine: Engine, plan: Plan, source: Source) -> Read:
     except InputError as error:
         raise about(source.path, error) from None
     return picture.values, params, picture.notes
+
+
+def check_kernels(engine: Engine, task: Task, given: Collection[str]) -> None:
+    """InputError where a bundle made by rlsd 0.1 would take a blur's kernel turned by 180 degrees."""
+    blurs = {"motion_blur", "nonlinear_blur"} & set(task.operator.split("-"))
+    made = engine.describe().get("producer", [""])[0]
+    if blurs and made.startswith("rlsd 0.1.") and any(name.endswith("kernel") for name in given):
+        raise InputError(
+            f"the bundle was made by {made}, whose blurs take kernels turned by 180 degrees: export it anew to give one"
+        )
 
 
 def simulate(

@@ -172,6 +172,28 @@ def test_a_lock_whose_file_is_gone_is_none(monkeypatch) -> None:
     assert sorted(os.listdir("out")) == [".snapshots", "items", "run.json"] and os.path.exists("elsewhere")
 
 
+def test_a_lock_that_a_network_file_system_lost_is_tried_again(monkeypatch) -> None:
+    """The holder on another machine removed the file that is open here: ESTALE, from either call."""
+    real_lock, real_same, failures = fcntl.flock, os.path.sameopenfile, [errno.ESTALE, errno.ESTALE]
+
+    def stale(real, *given):
+        if failures:
+            raise OSError(failures.pop(), "Stale file handle")
+        return real(*given)
+
+    monkeypatch.setattr(fcntl, "flock", lambda *given: stale(real_lock, *given))
+    with batch_folder.BatchFolder(Path("out"), {}):
+        assert not failures
+    failures += [errno.ESTALE]
+    monkeypatch.setattr(fcntl, "flock", real_lock)
+    monkeypatch.setattr(os.path, "sameopenfile", lambda *given: stale(real_same, *given))
+    with batch_folder.BatchFolder(Path("out"), {}):
+        assert not failures
+    monkeypatch.setattr(fcntl, "flock", lambda *given: (_ for _ in ()).throw(OSError(errno.ENOLCK, "No locks")))
+    with pytest.raises(OSError, match="No locks"), batch_folder.BatchFolder(Path("other"), {}):
+        pass
+
+
 @pytest.mark.parametrize("words", [["--threads", -1], ["--mask", "none.png"]])
 def test_a_lock_that_a_killed_run_left_is_no_content(words) -> None:
     Path("out").mkdir()

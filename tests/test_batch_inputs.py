@@ -200,6 +200,8 @@ def test_dicom_with_an_unknown_function_or_empty_slope() -> None:
     stored = np.arange(16, dtype=np.uint16).reshape(4, 4)
     dicom("empty.dcm", stored, RescaleSlope=None, RescaleIntercept=None)
     assert read_image(Path("empty.dcm")).notes == ("window 0 to 15, all values of the image",)
+    dicom("none.dcm", stored, VOILUTFunction="LOG")
+    assert read_image(Path("none.dcm")).notes == ("window 0 to 15, all values of the image",)
     dicom("log.dcm", stored, WindowCenter=5, WindowWidth=5, VOILUTFunction="LOG")
     with pytest.raises(InputError, match="has the window function LOG; allowed are LINEAR, LINEAR_EXACT, SIGMOID"):
         read_image(Path("log.dcm"))

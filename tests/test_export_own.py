@@ -203,9 +203,38 @@ def test_a_file_like_any_other(tmp_path: Path) -> None:
     assert str(tmp_path) not in sys.path
 
 
+NEIGHBOURS = """
+import torch
+from torch import nn
+from beside import GAIN
+
+class Gain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        from later import SHIFT
+        self.gain, self.shift = torch.full((1,), GAIN), SHIFT
+    def forward(self, x): return self.gain * x + self.shift
+"""
+
+
+def test_neighbours_of_two_files_may_have_one_name(tmp_path: Path) -> None:
+    x = torch.rand(1, 1, 8, 8)
+    for gain in (2.0, 3.0):
+        folder = tmp_path / str(gain)
+        folder.mkdir()
+        for name, text in (("own", NEIGHBOURS), ("beside", f"GAIN = {gain}"), ("later", f"SHIFT = {gain}")):
+            (folder / f"{name}.py").write_text(text)
+        assert torch.equal(load_own(f"{folder}/own.py:Gain", (1, 8, 8))[1](x), gain * x + gain)
+    assert not {"beside", "later"} & sys.modules.keys()
+
+
 UNEXPORTABLE = """
 import torch
 from torch import nn
+
+class Double(nn.Module):
+    def forward(self, x):
+        return nn.functional.conv2d(x.double(), torch.ones(1, 1, 3, 3, dtype=torch.float64)).to(x.dtype)
 
 class Warped(nn.Module):
     def forward(self, x):
@@ -214,6 +243,13 @@ class Warped(nn.Module):
 
 class Branching(nn.Module):
     def forward(self, x): return x if x[0].mean() > 9 else -x
+
+class Hidden(nn.Module):
+    gain = None
+    def __init__(self):
+        super().__init__()
+        self.gain = torch.ones(1)
+    def forward(self, x): return self.gain * x
 
 kernel = torch.ones(1)
 
@@ -227,6 +263,8 @@ class Global(nn.Module):
     [
         ("Warped", "operator 'warped' cannot be exported: torch's grid_sampler_2d_backward has no form in ONNX"),
         ("Branching", "operator 'branching' cannot be exported: it decides by the values of an image"),
+        ("Hidden", "cannot be exported: it uses a tensor in mul that is no buffer of its module"),
+        ("Double", "cannot be exported: ONNX Runtime has no Conv for numbers of this type; compute in x's own"),
         ("Global", "cannot be exported: it uses a tensor in mul that is no buffer of its module"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 
 from rlsd.pipeline.errors import InputError
 from rlsd.pipeline.fit import Frame, read_parameter
-from rlsd.pipeline.items import observed
+from rlsd.pipeline.items import check_kernels, observed
 from rlsd.pipeline.tasks import TASKS, named_task
 
 FRAME = Frame((1, 8, 8))
@@ -53,3 +54,15 @@ def test_files_of_a_chain_are_read_as_what_they_are(tmp_path: Path) -> None:
     np.save(tmp_path / "half.npy", np.full((1, 8, 8), 0.5, np.float32))
     with pytest.raises(InputError, match="values other than 0 and 1"):
         read_parameter(tmp_path / "half.npy", "first_mask", (1, 8, 8), FRAME)
+
+
+@pytest.mark.parametrize("task", ["motion-blur", "nonlinear-blur", "sr4+motion-blur"])
+def test_kernels_for_a_bundle_that_turns_them_are_refused(task: str) -> None:
+    """rlsd 0.1 correlated: what is drawn is as good either way, a kernel that was measured is not."""
+    name = "second_kernel" if "+" in task else "kernel"
+    old, new = (SimpleNamespace(describe=lambda v=v: {"producer": [f"rlsd {v}"]}) for v in ("0.1.0", "0.2.0"))
+    with pytest.raises(InputError, match=r"made by rlsd 0\.1\.0, whose blurs take kernels turned by 180 degrees"):
+        check_kernels(old, named_task(task), [name])
+    check_kernels(old, named_task(task), [])
+    check_kernels(new, named_task(task), [name])
+    check_kernels(old, TASKS["half"], ["mask"])

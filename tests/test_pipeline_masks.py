@@ -67,6 +67,7 @@ def test_random_masks_are_the_same_for_ever():
     """A resumed run has to draw the masks that it drew before, with any later NumPy."""
     assert np.flatnonzero(masks.missing_pixels((1, 4, 4), 1, 2)).tolist() == [0, 3, 7]
     assert int(masks.missing_strokes((1, 32, 32), 1, 2).sum()) == 833
+    assert np.flatnonzero(masks.motion_kernel((9, 9), 1, 2) > 0.05).tolist() == [33, 34, 38, 39, 40, 41, 47, 48]
 
 
 @pytest.mark.parametrize("size", [9, 61, 121])

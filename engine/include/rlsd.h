@@ -51,7 +51,7 @@ extern "C" {
 #define RLSD_API
 #endif
 
-#define RLSD_VERSION "0.1.0"
+#define RLSD_VERSION "0.2.0"
 
 typedef struct rlsd_engine rlsd_engine;
 typedef struct rlsd_job rlsd_job;

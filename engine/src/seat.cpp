@@ -12,8 +12,8 @@ namespace {
 
 std::size_t count(std::int64_t lanes, std::int64_t each) { return static_cast<std::size_t>(lanes * each); }
 
-// What phi's cotangents are scaled to. Lower where the step of a job among them is done again: for all of them, by a
-// power of two, of which the rounding of halves sees nothing.
+// What phi's cotangents are scaled to. Lower where a step of a job among them was done again: for all of them, by a power
+// of two, which changes no half but those that become subnormal.
 double feature_level(const Chunk &chunk, const Manifest &manifest) {
     double lowered = 1;
     for (const DeviceLane &lane : chunk.lanes)
