@@ -288,8 +288,8 @@ RLSD_API void rlsd_normal(uint64_t seed, uint32_t item, uint32_t particle, uint3
  * and for users who bring their own loop. phi: [N, D]. g: [N, D] receives
  * sum_j 2 k_ij (phi_i - phi_j) / h_i divided by sum_{j != i} k_ij. bandwidth: [N]
  * receives h_i, or NULL. Where particles coincide the direction is drawn from
- * (seed, item, particle, step). See engine/reference.py for the exact rule. A phi that is
- * not finite is refused (RLSD_INVALID_ARGUMENT). */
+ * (seed, item, particle, step). See engine/reference.py for the exact rule. With a NaN or
+ * an infinity anywhere in phi all of g is 0, and bandwidths may be NaN. */
 RLSD_API rlsd_status rlsd_repulsion_gradient(const float *phi, int64_t n, int64_t d, uint64_t seed,
                                              uint32_t item, uint32_t step, float *g,
                                              float *bandwidth);
