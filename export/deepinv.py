@@ -8,7 +8,6 @@ way the operator is tested against the physics: values, <f(x), v> = <x, f*(v)>, 
 from __future__ import annotations
 
 import copy
-import logging
 import math
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from rlsd.export.adjoint import SINGLE_LIMIT, check_adjoint, check_own
 from rlsd.export.bundle import BundleWriter
+from rlsd.export.check import CheckError
 from rlsd.export.operator_graphs import OperatorGraphs
 from rlsd.export.physics import (
     FromPhysics,
@@ -31,6 +31,7 @@ from rlsd.export.physics import (
     View,
     copied,
 )
+from rlsd.export.refusals import why
 from rlsd.export.trace import REWRITES
 
 LARGEST_MATRIX = 4096  # values of an image
@@ -91,7 +92,7 @@ def described(
             y = measure(view(torch.zeros(1, *image_shape)))
             layout = Layout.of(y)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise ValueError(f"physics {name} does not take images {list(image_shape)}: {_first_line(error)}") from error
+        raise ValueError(f"physics {name} does not take images {list(image_shape)}: {why(error)}") from error
     if len(layout.pack(y)) != 1:
         raise ValueError(
             f"physics {name} is made for {len(layout.pack(y))} images: its parameters must be those of one"
@@ -158,13 +159,10 @@ def why_not_traced(operator: nn.Module, image: Sequence[int]) -> str | None:
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         writer = BundleWriter(Path(folder) / "probe", "probe", "probe", "cpu", "fp32")
-        logging.disable(logging.CRITICAL)  # the tracer's own account of what we then say ourselves
         try:
             OperatorGraphs(writer, torch.rand(2, *image) * 2 - 1, list(REWRITES)).operator("probe", operator)
-        except Exception as error:  # of torch.export, the ONNX exporter or ONNX Runtime: they raise of every kind
-            return _first_line(error)
-        finally:
-            logging.disable(logging.NOTSET)
+        except (ValueError, CheckError) as error:
+            return why(error)
     return None
 
 
@@ -227,11 +225,3 @@ def scale_of(operator: FromPhysics, image: Sequence[int]) -> float:
 
 def _is_a(physics: nn.Module, word: str) -> bool:
     return any(kind.__name__ == word for kind in type(physics).__mro__)
-
-
-def _first_line(error: BaseException) -> str:
-    """What is wrong, in a line: of an error of the ONNX exporter that wraps another, the other's."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

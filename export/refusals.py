@@ -58,4 +58,4 @@ def why(error: BaseException) -> str:
         return f"ONNX Runtime has no {kernel[1]} for numbers of this type; compute in x's own"
     node = re.search(r"target=torch\.ops\.(?:aten\.)?([\w.]+?)(?:\.default)?\]", said)
     operation = f"torch's {node[1]}: " if node else ""
-    return f"{operation}{type(errors[-1]).__name__}: {first}"
+    return f"{operation}{type(errors[-1]).__name__}{': ' if first else ''}{first}"

@@ -12,6 +12,7 @@ import onnx
 import pytest
 import torch
 from diffusers.models.activations import GEGLU
+from taken_apart import ALL, kinds, taken_apart
 from torch import nn
 
 from rlsd.engine import Engine, RlsdError
@@ -19,17 +20,16 @@ from rlsd.export import CheckError, census, checkpoint, cuda, islands
 from rlsd.export.diffusers_vae import Decoder
 from rlsd.export.extractors import Penultimate
 from rlsd.export.fused_norms import fuse_layer_norms
-from rlsd.export.fused_sums import fuse_pulled_phases, fuse_pulled_sums
+from rlsd.export.fused_sums import fuse_pulled_sums
 from rlsd.export.limits import check_norms
 from rlsd.export.onnx_graph import to_onnx
 from rlsd.export.package import Networks
 from rlsd.export.precompute import precompute
-from rlsd.export.pullback import RECOMPUTED_ON_CUDA, Split, split
+from rlsd.export.pullback import RECOMPUTED_ON_CUDA, split
 from rlsd.export.tabulate import tabulate
-from rlsd.export.trace import CUDA_REWRITES, REWRITES, to_aten
+from rlsd.export.trace import to_aten
 from rlsd.models.fashion.classifier import Classifier
 
-ALL = [*REWRITES, *CUDA_REWRITES]
 EACH = [
     [],
     *([name] for name in ("no_ops", "attention", "geglu", "rows", "linear", "channels_last")),
@@ -51,26 +51,6 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Networks:
 def test_rewrites_leave_the_decoder_and_its_pull_back_as_they_are(networks: Networks, rewrites: list[str]) -> None:
     decoder = networks.decoder.double()
     taken_apart(decoder, torch.randn(2, 4, 8, 8, dtype=torch.float64), rewrites, atol=1e-11)
-
-
-def taken_apart(
-    module: nn.Module, x: torch.Tensor, rewrites: list[str], atol: float = 1e-12
-) -> tuple[Split, list[torch.Tensor]]:
-    """The module and its pull-back, which do what autograd does to `atol`; and what the pull-back was given."""
-    source = x.clone().requires_grad_()
-    y = module(source)
-    cotangent = torch.randn_like(y)
-    (want,) = torch.autograd.grad(y, source, cotangent)
-    parts = split(to_aten(module, [x], rewrites), [x], ["x"], recomputed=RECOMPUTED_ON_CUDA)
-    if "sums" in rewrites:
-        fuse_pulled_sums(parts.pull)
-        fuse_pulled_phases(parts.pull)
-    got, *kept = parts.forward(x)
-    known = {"x": x, **dict(zip(parts.kept, kept))}
-    given = [cotangent, *(known[name] for name in parts.pull_inputs)]
-    assert torch.allclose(got, y, rtol=0, atol=1e-12)
-    assert torch.allclose(parts.pull(*given)[0], want, rtol=0, atol=atol)
-    return parts, given
 
 
 @pytest.mark.parametrize("rewrites", EACH, ids=NAMES)
@@ -111,79 +91,6 @@ def test_a_transformers_pull_back_has_few_nodes(networks: Networks) -> None:
     assert found["rlsd.SoftmaxPull"] == layers and found["com.microsoft.FusedMatMul"] == 5 * layers
     assert found["MatMul"] <= 6 * layers + 2  # its own pull-backs: nothing of the forward pass is made again
     assert not {"Erf", "Cast", "ReduceSum", "Exp", "Gelu", "rlsd.BiasResidual"} & found.keys()
-
-
-class Tokens(nn.Module):
-    """Patches whose tokens are normalised and then taken together, whatever order the convolution left them in."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.patches, self.norm, self.head = nn.Conv2d(3, 16, 4, 4), nn.LayerNorm(16), nn.Linear(16, 5)
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        tokens = self.norm(self.patches(image).flatten(2).transpose(1, 2))
-        return self.head(tokens.view(-1, 16)).unflatten(0, (len(image), -1)).mean(1)
-
-
-class Norms(nn.Module):
-    """GroupNorms of what is no image: vectors, and volumes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.vectors, self.volumes, self.head = nn.GroupNorm(4, 96), nn.GroupNorm(2, 16), nn.Linear(96, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        volumes = nn.functional.silu(self.volumes(x.view(len(x), 16, 3, 2, 1)))
-        return self.head(self.vectors(volumes.flatten(1)))
-
-
-def test_a_norm_of_any_number_of_axes() -> None:
-    parts, given = taken_apart(Norms().double(), torch.randn(2, 96, dtype=torch.float64), ALL)
-    assert kinds(parts.pull, given, ["cotangent", *parts.pull_inputs], ["x"])["rlsd.GroupNormPullNhwc"] == 2
-    x = torch.randn(2, 96)
-    plain = Norms()
-    assert torch.allclose(to_aten(plain, [x], ["no_ops", "group_norm"])(x), plain(x), atol=1e-5)
-
-
-class Unlike(nn.Module):
-    """Attention whose values are wider than its queries, or of whose queries two share their keys and values."""
-
-    def __init__(self, wide: int, shared: int) -> None:
-        super().__init__()
-        self.wide, self.shared = wide, shared
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        split = [4 * 16, 4 * 16 // self.shared, 4 * 16 * self.wide // self.shared]
-        heads = [4, 4 // self.shared, 4 // self.shared]
-        q, k, v = (part.reshape(2, 5, n, -1).transpose(1, 2) for part, n in zip(x.split(split, 2), heads))
-        y = nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=self.shared > 1)
-        return y.transpose(1, 2).reshape(2, 5, -1)
-
-
-@pytest.mark.parametrize("wide, shared", [(1, 1), (2, 1), (1, 2)])
-def test_attention_that_no_kernel_has_stays_what_it_is(wide: int, shared: int) -> None:
-    x = torch.randn(2, 5, 64 + 64 // shared + 64 * wide // shared, dtype=torch.float64)
-    parts, _ = taken_apart(Unlike(wide, shared), x, ALL)
-    fused = [node for node in parts.forward.graph.nodes if node.target == torch.ops.rlsd.attention.default]
-    assert len(fused) == (wide == shared == 1)
-    (result,) = [node for node in parts.forward.graph.nodes if node.op == "output"]
-    assert result.args[0][0].meta["val"].shape[2] == 64 * wide
-
-
-class Times(nn.Module):
-    def forward(self, t: torch.Tensor) -> torch.Tensor:
-        return (t * 1.0) / 1000 + (t + 0.0) / 7 + t / 1
-
-
-def test_a_product_with_one_may_make_a_fraction_of_a_whole_number() -> None:
-    t = torch.tensor([3, 998])
-    graph = to_aten(Times(), [t], ["no_ops"])
-    assert torch.equal(graph(t), Times()(t))
-    assert all(node.meta["val"].is_floating_point() for node in graph.graph.nodes if node.op == "call_function")
-
-
-def test_rows_may_lie_in_any_order() -> None:
-    taken_apart(Tokens().double(), torch.randn(2, 3, 8, 8, dtype=torch.float64), ALL)
 
 
 def test_gates_between_convolutions_keep_the_channels_last() -> None:
@@ -245,10 +152,6 @@ def test_a_norm_without_a_pull_back_is_refused_there() -> None:
     check_norms("f", parts.forward)
     with pytest.raises(CheckError, match="in a pull-back divisors of 64"):
         check_norms("f_pull", parts.pull)
-
-
-def kinds(module: nn.Module, args: list[torch.Tensor], inputs: list[str], outputs: list[str]) -> dict[str, int]:
-    return census.node_kinds(to_onnx(module, args, inputs, outputs))
 
 
 def test_decoder_has_few_nodes_and_no_stray_ones(networks: Networks) -> None:
