@@ -112,7 +112,7 @@ def load(
         image=image,
         null_context=null,
         contexts=contexts,
-        steps_offset=scheduler.config.get("steps_offset", 1),
+        steps_offset=scheduler.config.steps_offset,
         info=load_info(index, origin if (checkpoint / "text_encoder").is_dir() else None),
         class_head=head,
         classes=classes,

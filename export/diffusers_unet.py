@@ -105,7 +105,8 @@ def load_schedule(folder: Path) -> Any:
     """The noise schedule as a DDPMScheduler, whose table alphas_cumprod is above 0 everywhere. CheckpointError.
 
     A schedule rescaled to end at abar = 0 has its last value raised to LEAST. An epsilon-prediction says nothing about
-    the image there, so that such a schedule is refused for one.
+    the image there, so that such a schedule is refused for one. Where a configuration names no steps_offset it is 1, as
+    Stable Diffusion's pipelines have it, and not the scheduler's own 0.
     """
     config = read_json(folder / "scheduler_config.json")
     name = str(config.get("_class_name", ""))
@@ -120,5 +121,6 @@ def load_schedule(folder: Path) -> Any:
         raise CheckpointError(f"{folder}: beta_schedule {config.get('beta_schedule')!r} is not known") from error
     if config.get("rescale_betas_zero_snr") and scheduler.config.prediction_type == "epsilon":
         raise CheckpointError(f"{folder}: rescale_betas_zero_snr is not allowed with prediction_type 'epsilon'")
+    scheduler.register_to_config(steps_offset=config.get("steps_offset", 1))
     scheduler.alphas_cumprod = scheduler.alphas_cumprod.double().clamp(min=LEAST)
     return scheduler

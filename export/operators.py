@@ -71,9 +71,9 @@ class MotionBlur(Operator):
 class PhaseRetrieval(Operator):
     """y = |F((x + 1) / 2)|: magnitude of the centred orthonormal Fourier transform of the zero-padded image.
 
-    A quarter of the image's size is added on each side (oversampling 2, as in the paper: 128 at 512). The
-    transform is a product with two real matrices a side, which is exact, real and differentiable everywhere but
-    at magnitude 0, where the gradient is taken as 0.
+    A quarter of the image's size is added on each side: 128 at 512, as in the paper, whose code calls it oversampling
+    2; there are 1.5 times the samples on each axis. The transform is a product with two real matrices a side, which is
+    exact, real and differentiable everywhere but at magnitude 0, where the gradient is taken as 0.
     """
 
     linear = False

@@ -77,10 +77,10 @@ def _disc(missing: np.ndarray, row: float, column: float, radius: float) -> int:
 def motion_kernel(shape: Shape, seed: int, item: int, bend: float = 0.09) -> np.ndarray:
     """The point spread function of a shaking camera: `shape` [k, k], k odd, float32, non-negative, summing to 1.
 
-    The camera moves along a path whose direction drifts: a random walk, `bend` radians per tap of 121. It fills three
-    quarters of the kernel or more, and its centre of mass lies in the middle. (The published runs' generator has an
-    intensity of 0.09 as well, of another kind: a bound on the angle of each step, which is not summed up. Its paths are
-    straighter, and their length is random from 0 on.)
+    The camera moves along a path whose direction drifts: a random walk, `bend` radians per tap of 121. Its centre of
+    mass lies in the middle, its farthest point three quarters of the way to the kernel's edge or more. (The published
+    runs' generator has an intensity of 0.09 as well, of another kind: a bound on the angle of each step, which is not
+    summed up. Its paths are straighter, and their length is random from 0 on.)
     """
     size, generator = shape[0], _generator(seed, item, _KERNEL)
     finest = 16  # points of the path per tap

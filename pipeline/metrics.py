@@ -17,14 +17,17 @@ def psnr(image: np.ndarray, truth: np.ndarray) -> float:
 
 
 def ssim(image: np.ndarray, truth: np.ndarray) -> float | None:
-    """Structural similarity (Wang et al., 2004: Gaussian window of 11, sigma 1.5); None for images below 11 pixels."""
+    """Structural similarity (Wang et al., 2004: Gaussian window of 11, sigma 1.5); None for images below 11 pixels.
+
+    Of intensities with black at 0, for which it is defined: an offset would change it.
+    """
     if min(image.shape[-2:]) < SSIM_WINDOW:
         return None
     from skimage.metrics import structural_similarity  # slow to import
 
     value = structural_similarity(
-        _clipped(image),
-        _clipped(truth),
+        _clipped(image) + 1,
+        _clipped(truth) + 1,
         channel_axis=0,
         data_range=DATA_RANGE,
         gaussian_weights=True,

@@ -6,7 +6,8 @@ It imports neither torch nor onnxruntime, whose libraries would be taken for the
 
 scenario: bundle; jobs, each with operator, particles and fields of Params; ticks. Further on request: memory (bytes of
 the device), poison_up_to (bytes: see control.h), fail ([function, which call, code] from the first tick on), parallel
-(first so many engines at once, each with the first job; `parallel` in the report has their stats, or `failed`).
+(first so many engines at once, each with the first job; `parallel` in the report has their stats, or `failed`),
+in_turns (so do two engines that were opened by the main thread, and whose threads change).
 report: ticks (the log of each), open (that of the opening), messages of the jobs ("" where one went well), stats, used
 (device memory in bytes at the end), faults, live.
 """
@@ -19,6 +20,7 @@ import json
 import os
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -86,6 +88,27 @@ def in_parallel(scenario: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
+def in_turns(scenario: dict[str, Any]) -> list[dict[str, Any]]:
+    """Two engines opened and used here, then at the same time in threads that they change: as `in_parallel`."""
+    with contextlib.ExitStack() as stack:
+        engines = [
+            stack.enter_context(Engine(scenario["bundle"], device="cuda:0", onnxruntime=sys.argv[1])) for _ in range(2)
+        ]
+        for engine in engines:
+            engine.reconstruct([job(engine, **scenario["jobs"][0])])
+        with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
+            for turn in range(scenario["in_turns"]):
+                threads = (first, second) if turn % 2 else (second, first)
+                running = [
+                    thread.submit(engine.reconstruct, [job(engine, **scenario["jobs"][0])])
+                    for thread, engine in zip(threads, engines)
+                ]
+                errors = [str(each.exception()) for each in running if each.exception()]
+                if errors:
+                    return [{"failed": error} for error in errors]
+        return [engine.stats() for engine in engines]
+
+
 def main() -> None:
     """Command line."""
     scenario, driver = json.load(sys.stdin), Driver()
@@ -96,6 +119,8 @@ def main() -> None:
     report: dict[str, Any] = {"ticks": [], "messages": []}
     if "parallel" in scenario:
         report["parallel"] = in_parallel(scenario)
+    if "in_turns" in scenario:
+        report["parallel"] = in_turns(scenario)
     with Engine(scenario["bundle"], device="cuda:0", onnxruntime=sys.argv[1]) as engine:
         report["open"] = driver.take_log()
         handles = [engine.submit(job(engine, **given)) for given in scenario.get("jobs", [])]

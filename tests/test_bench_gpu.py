@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +19,25 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlsd.bench import measure, report
 from rlsd.bench.gpu import __main__ as race
-from rlsd.bench.gpu import agreement, arrivals, crowds, plan, prepare, steps, targets, timing, torch_step, work
+from rlsd.bench.gpu import (
+    agreement,
+    arrivals,
+    crowds,
+    plan,
+    prepare,
+    side_by_side,
+    steps,
+    targets,
+    timing,
+    torch_step,
+    work,
+)
 from rlsd.bench.gpu import networks as parts
 from rlsd.bench.gpu.roof import Roof
 from rlsd.bench.gpu.subject import Bench, Subject, Wrong
 from rlsd.bench.problem import PARAMS, frozen, job, torch_loop
 from rlsd.bench.serve_queue import packed
-from rlsd.engine import Result, library_path
+from rlsd.engine import Engine, Result, library_path
 from rlsd.export.checkpoint import load
 from rlsd.models.fashion import PATH
 
@@ -159,6 +172,36 @@ def test_what_breaks_in_the_middle_leaves_no_job(subject: Subject, monkeypatch: 
     opened = plan._Opened("fashion", race.parse([]), subject.bench, None, plan.Budget(1))
     opened.subject = subject
     assert "failed" in opened.lines("A", broken)[0] and opened.broken is None
+
+
+def test_what_was_measured_before_a_break_stays(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = parts._part
+
+    def breaking(opened: Subject, part: Any, *others: Any) -> list[dict[str, Any]]:
+        if part.title == "decoder":
+            raise RuntimeError("no memory")
+        return whole(opened, part, *others)
+
+    monkeypatch.setattr(parts, "_part", breaking)
+    lines = parts.parts(subject, 2, ["shared"])
+    assert [line["method"] for line in lines if line["section"] == "B" and "median" in line] == ["engine", "shared"]
+    assert [line["failed"] for line in lines if "failed" in line] == ["RuntimeError: no memory"]
+    assert lines[-1]["section"] == "C"
+
+
+def test_each_of_two_engines_stays_in_its_thread(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[int, set[int]] = {}
+    whole = Engine.reconstruct
+
+    def watched(engine: Engine, jobs: Any) -> Any:
+        seen.setdefault(id(engine), set()).add(threading.get_ident())
+        return whole(engine, jobs)
+
+    monkeypatch.setattr(Engine, "reconstruct", watched)
+    lines = side_by_side.side_by_side(subject, 4, 4)
+    assert [line["method"] for line in lines if "median" in line] == ["engine", "two engines"]
+    assert len(seen) == 2 and all(len(each) == 1 for each in seen.values())
+    assert seen[id(subject.engine)] == {threading.get_ident()}
 
 
 def test_the_engine_has_its_memory_before_a_method_tries(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:

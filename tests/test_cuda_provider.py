@@ -142,6 +142,12 @@ def test_engines_in_parallel_record_all_their_graphs(stable_diffusion: Path) -> 
     assert all(stats["not_recorded"] == 0 for stats in report["parallel"]) and report["faults"] == ""
 
 
+def test_engines_that_change_their_threads_wait_while_one_records(stable_diffusion: Path) -> None:
+    report = fake_provider.run({"bundle": str(stable_diffusion), "jobs": [a_job(2)], "in_turns": 4})
+    assert [stats.get("failed") for stats in report["parallel"]] == [None] * 2
+    assert all(stats["not_recorded"] == 0 for stats in report["parallel"]) and report["faults"] == ""
+
+
 def test_without_memory_for_two_particles_they_go_one_by_one(stable_diffusion: Path) -> None:
     """ONNX Runtime itself says in which words that it is out of memory."""
     room, one = (fake_provider.run(scenario(stable_diffusion, a_job(n))) for n in (2, 1))

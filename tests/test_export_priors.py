@@ -169,6 +169,17 @@ def test_a_schedule_that_ends_without_signal(tmp_path: Path) -> None:
         load_schedule(tmp_path / "eps")
 
 
+def test_a_schedule_without_offset_has_that_of_stable_diffusions_pipelines(sd: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(sd, tmp_path / "sd")
+    config = folder / "scheduler" / "scheduler_config.json"
+    edit(config, steps_offset=0)
+    assert load(folder, (64, 64), ["hdr"], None).steps_offset == 0
+    config.write_text(
+        json.dumps({name: value for name, value in json.loads(config.read_text()).items() if name != "steps_offset"})
+    )
+    assert load(folder, (64, 64), ["hdr"], None).steps_offset == 1
+
+
 def test_without_signal_all_is_noise(sd: Path, tmp_path: Path) -> None:
     """A v-prediction at abar = LEAST: eps is z_t, whatever the UNet says."""
     folder = shutil.copytree(sd, tmp_path / "sd")

@@ -91,8 +91,8 @@ def test_every_task_has_settings_in_every_family():
 
 def test_published_settings():
     half, phase = FAMILIES["sd512"]["half-face"], FAMILIES["sd512"]["phase-retrieval"]
-    assert half == (999, 0.07, 0.15, 0.4, 0.8, 4, 50, 0.001)
-    assert phase == (999, 0.07, 0.02, 0.6, 0.6, 6, 30, 0.001)
+    assert half == (999, 0.07, 0.15, 0.4, 0.8, 4, 50, 0.001, 4e-8)
+    assert phase == (999, 0.07, 0.02, 0.6, 0.6, 6, 30, 0.001, 6e-8)
 
 
 def test_find_task():

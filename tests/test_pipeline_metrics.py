@@ -15,10 +15,13 @@ def images(*shape):
 
 
 def plain_ssim(x: np.ndarray, y: np.ndarray) -> float:
-    """Wang et al. 2004 as written: Gaussian window 11 x 11, sigma 1.5, K = (0.01, 0.03); windows inside the image."""
+    """Wang et al. 2004 as written, for intensities from 0 to 255.
+
+    Gaussian window 11 x 11, sigma 1.5, K = (0.01, 0.03); windows inside the image.
+    """
     taps = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
     window = np.outer(taps, taps) / taps.sum() ** 2
-    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     values = []
     for row in range(x.shape[0] - 10):
         for column in range(x.shape[1] - 10):
@@ -41,8 +44,8 @@ def test_psnr(shape):
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 17, 20)])
 def test_ssim(shape):
     image, truth = images(*shape)
-    clipped = np.clip(image, -1, 1).astype(float)
-    want = np.mean([plain_ssim(a, b.astype(float)) for a, b in zip(clipped, truth)])
+    shown, meant = (255 * (np.clip(each, -1, 1).astype(float) + 1) / 2 for each in (image, truth))
+    want = np.mean([plain_ssim(a, b) for a, b in zip(shown, meant)])
     assert metrics.ssim(image, truth) == pytest.approx(want, abs=1e-7)
     assert metrics.ssim(truth, truth) == pytest.approx(1)
     assert metrics.ssim(image[:, :10], truth[:, :10]) is None

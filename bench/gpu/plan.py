@@ -86,13 +86,6 @@ def _full(opened: _Opened, options: argparse.Namespace) -> Iterator[Case]:
     for jobs, n in mixes if "F" in wanted else ():
         run = lambda s, jobs=jobs, n=n: arrivals.arrivals(s, jobs, n, length)  # noqa: E731
         yield Case(f"F {name} {jobs} x N={n}", lambda run=run: opened.lines("F", run))  # type: ignore[misc]
-    beside = (first,) if options.toy else side_by_side.PARTICLES
-    for n in beside if "G" in wanted else ():
-        yield Case(
-            f"G {name} 2 x N={n // 2}",
-            lambda n=n: opened.lines("G", lambda s: side_by_side.side_by_side(s, n, length)),  # type: ignore[misc]
-            0 if options.toy else side_by_side.SECONDS,
-        )
     for n in options.compiled if "compiled" in options.methods else ():
         both = list(step(n, ["compiled"]))
         needs = 0.0 if options.toy else prepare.compile_seconds(name, n, options.compile_seconds)
@@ -100,6 +93,13 @@ def _full(opened: _Opened, options: argparse.Namespace) -> Iterator[Case]:
             yield Case(f"torch.compile {name} N={n}", lambda n=n, both=both: _compiled(name, n, both), needs)  # type: ignore[misc]
     for n in others:
         yield from step(n, quick)
+    beside = (first,) if options.toy else side_by_side.PARTICLES
+    for n in beside if "G" in wanted else ():
+        yield Case(
+            f"G {name} 2 x N={n // 2}",
+            lambda n=n: opened.lines("G", lambda s: side_by_side.side_by_side(s, n, length)),  # type: ignore[misc]
+            0 if options.toy else side_by_side.SECONDS,
+        )
 
 
 def _compiled(name: str, n: int, both: list[Case]) -> Iterator[Line]:

@@ -65,10 +65,11 @@ One command, resumable: `python -m rlsd.bench.quality --data FOLDER --work FOLDE
   (`python -m rlsd.bench.quality.tune`); RLSD's without repulsion first, then the repulsion. NonRepuls-RLSD and RED-diff
   are RLSD and its non-augmented variant with the very same settings but gamma = 0.
 - **Figures**: means over items, with the 95 % interval of the mean (bootstrap over items) as +-half its width. PSNR on
-  [-1, 1]; `best of N` by the truth, `best fit` the particle that fits the data best; `residual` of the data in units of
-  the noise; `deviation` of the pixels over an item's particles; `cosine`: mean pairwise similarity of the extractor's
-  features (lower is more diverse); `modes`: distinct garments among an item's N particles, named by a classifier that
-  no method sees ({accuracy:.1f} % right on test images), and by the extractor's own, which the repulsion does see.
+  [-1, 1], of all 32 x 32 pixels (up to 1.2 dB above a report's, which leaves the black border out); `best of N` by the
+  truth, `best fit` the particle that fits the data best; `residual` of the data in units of the noise; `deviation` of
+  the pixels over an item's particles; `cosine`: mean pairwise similarity of the extractor's features (lower is more
+  diverse); `modes`: distinct garments among an item's N particles, named by a classifier that no method sees
+  ({accuracy:.1f} % right on test images), and by the extractor's own, which the repulsion does see.
   Phase retrieval: magnitudes of a Fourier transform are the same for an image that is shifted, while only black leaves
   it, or turned by half a turn; `aligned` is after the move that fits the truth best. Of the particles that then have
   {recognised:g} dB or more, `in place` are those that need no move, or one by a pixel, `copies` the others.

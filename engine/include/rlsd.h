@@ -210,7 +210,8 @@ typedef struct rlsd_request {
 /* The trace says how a job went. For step k and particle i it has the data loss
  * (1/2) mean (y - f(.))^2 whose gradient the step follows (at x_i as step k finds it, or
  * at D(z_i) where there is no x); the bandwidth h_i of the repulsion, NaN in steps without,
- * so that the median distance from particle i to the others is sqrt(h_i ln(max(N - 1, 2)));
+ * so that the median distance from particle i to the others is sqrt(h_i ln(max(N - 1, 2)))
+ * unless h_i is at its floor (particles that nearly coincide);
  * and the diversity sqrt(mean (z_i - z_j)^2) over the other particles j of this job (or this
  * share of one) and the values of z, as step k finds them, NaN for N = 1. It is written step
  * by step, and changes no result. A buffer for [K - 1, N, 2], as callers of older versions

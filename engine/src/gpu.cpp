@@ -168,6 +168,11 @@ void Gpu::tick(const Jobs &active) {
     if (seated_.empty()) return;
     const cuda::Inside inside(device_, std::nothrow);
     try {
+        for (Seated &s : seated_) {
+            if (s.seat->recorded_here()) continue;
+            const std::lock_guard turn(setting_up());
+            s.seat->warm_up();
+        }
         clock_.start();
         back_up();
         for (const auto &[job, guest] : guests_)

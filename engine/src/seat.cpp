@@ -77,10 +77,18 @@ Seat::Seat(Bundle &bundle, const cuda::Device &device, cuda::Kernels &kernels, s
     tensors_.make("loss", Type::float32, n);
     if (bundle.has("features")) tensors_.make("phi.cotangent", Type::float16, count(size, bundle.manifest().feature_dim));
     bind();
+    warm_up();
+}
+
+void Seat::warm_up() {
     for (auto *graph : {&decoder_, &denoiser_, &null_denoiser_, &decoder_pull_, &features_, &features_pull_})
         if (graph->has_value()) (*graph)->warm_up();
+    for (auto &[op, graph] : losses_) graph.warm_up();
     device_.wait();
     check();
+    recorder_ = std::this_thread::get_id();
+    leave();
+    forget();
 }
 
 void Seat::learn(const OperatorInfo &op) {
@@ -93,6 +101,7 @@ void Seat::learn(const OperatorInfo &op) {
         made->second.warm_up();
         device_.wait();
         made->second.check();
+        if (!recorded_here()) recorder_ = {};
     } catch (...) {
         losses_.erase(made);
         throw;

@@ -8,6 +8,7 @@
 #include <array>
 #include <memory>
 #include <optional>
+#include <thread>
 
 namespace rlsd {
 
@@ -86,6 +87,11 @@ class Seat {
     void leave() noexcept { current_ = nullptr; }  // the chunk that is here goes
     void check();  // throws what went wrong in a graph
 
+    // ONNX Runtime keeps recordings for each thread: another one that ticks first runs every graph, as when the seat was
+    // made, and does what is under way here again.
+    bool recorded_here() const { return recorder_ == std::this_thread::get_id(); }
+    void warm_up();
+
   private:
     void bind();
     void load(const Chunk &chunk);
@@ -106,6 +112,7 @@ class Seat {
     std::optional<DeviceGraph> denoiser_, null_denoiser_, decoder_, decoder_pull_, features_, features_pull_;
     std::map<const OperatorInfo *, DeviceGraph> losses_;
     std::vector<std::string> context_names_;  // what the denoiser takes beside z_t and t
+    std::thread::id recorder_;                // who has recorded all graphs last
     const Chunk *current_ = nullptr;          // whose inputs lie here
     bool primed_ = false;                     // z, z_t, noise and x are those of the current chunk's next step
 };
