@@ -61,7 +61,8 @@ def _check_alone(
         alone = [precise(x[i : i + 1], **{name: value[i : i + 1] for name, value in given.items()}) for i in range(2)]
         single = operator(x.float(), **{name: value.float() for name, value in given.items()})
     fits = all(each.shape == y[:1].shape for each in alone)
-    gap = max(relative_error(each, want[None], rounds) for each, want in zip(alone, y)) if fits else math.inf
+    gaps = [relative_error(each, want[None], rounds) for each, want in zip(alone, y)] if fits else [math.inf]
+    gap = float(torch.tensor(gaps).max())  # NaN if one is
     if not gap <= MIXED_LIMIT:
         raise CheckError(
             f"operator {spec!r} measures an image alone and beside another differently, by {gap:.1e}: "

@@ -189,6 +189,12 @@ def test_a_manifest_that_changes_is_noticed() -> None:
     Path("list.csv").write_text("input\nin/0.png\nin/2.png\n")
     with pytest.raises(InputError, match=r"list\.csv has changed since the batch began"):
         list(manifest.entries())
+    Path("list.csv").write_text("input\nin/0.png\nin/1.png\n")
+    entries = manifest.entries()
+    next(entries)
+    Path("list.csv").write_text("input\nin/0.png\nin/2.png\n")  # while it is read, to as many bytes
+    with pytest.raises(InputError, match=r"list\.csv has changed since the batch began"):
+        next(entries)
 
 
 def test_bad_class_and_parameter_fail_alone() -> None:
@@ -205,6 +211,12 @@ def test_root_and_a_byte_order_mark() -> None:
     assert batch(source="lists/list.csv") == 1
     assert batch("--root", ".", source="lists/list.csv", out="rooted") == 0
     assert "rooted/items/000000-0/item.json" in {f"rooted/{name}" for name in contents(Path("rooted"))}
+
+
+def test_rows_are_of_bounded_length_and_manifests_are_not() -> None:
+    row = f"in/0.png,{'x' * 30_000}\n"
+    Path("list.csv").write_text("input,class\n" + 3 * row)
+    assert open_manifest(Path("list.csv"), None, []).count == 3
 
 
 def test_memory_of_a_manifest_is_a_few_bytes_a_row() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -93,3 +94,23 @@ def test_the_text_encoder_is_part_of_what_a_batch_is() -> None:
     settings = settings_for(TASKS["half"], "fashion", {"prompt": "a cat", "text_encoder": "sd"})
     given = batches.Batch(Work("bundle", "half", settings, "out"), ["in"])
     assert batches.identity(given, list_inputs(["in"], None, ()))["text_encoder"] == "sd"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"measured": True}, {"pictures": True}, {"given": {}}, {"given": {"mask": "in/1.png"}}, {"task": "half"},
+        {"bundle": "other"}, {"settings": settings_for(TASKS["random"], "fashion", {"seed": 1})},
+    ],
+)  # fmt: skip
+def test_what_decides_the_bytes_makes_another_batch(change: dict) -> None:
+    """Else a run would go on with what another one left."""
+    shutil.copytree("bundle", "other")
+    with open("other/manifest.txt", "a") as file:
+        file.write("info of another\n")
+    settings, listing = settings_for(TASKS["random"], "fashion", {}), list_inputs(["in"], None, ())
+    given = batches.Batch(Work("bundle", "random", settings, "out", given={"mask": "in/0.png"}), ["in"])
+    changed = replace(given, work=replace(given.work, **change))
+    assert batches.identity(changed, listing) != batches.identity(given, listing)
+    apart = replace(given, work=replace(given.work, threads=2, snapshot_every=1.0, window=7, device="cuda:1"))
+    assert batches.identity(apart, listing) == batches.identity(given, listing)

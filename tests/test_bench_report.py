@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -78,7 +81,8 @@ def test_the_newest_commit_of_each_machine_counts() -> None:
         line(median=5.0, gpu="Abacus 10"),
         line(median=6.0, bench="engine-cpu", gpu="none"),
     ]
-    assert sorted(each["median"] for each in report.newest(lines)) == [3.0, 4.0, 5.0, 6.0]
+    for order in (lines, lines[::-1]):
+        assert sorted(each["median"] for each in report.newest(order)) == [3.0, 4.0, 5.0, 6.0]
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
@@ -97,6 +101,22 @@ def test_what_a_run_records_does_not_make_another_commit(tmp_path: Path, monkeyp
     assert commits[0] == commits[1] and not commits[0].endswith("+")
     source.write_text("other")
     assert measure.commit() == commits[0] + "+"
+
+
+def test_rounds_are_taken_in_turn_and_not_begun_when_the_time_is_up() -> None:
+    order: list[str] = []
+    runs = {name: partial(order.append, name) for name in "ab"}
+    times = measure.interleaved(runs, 9, limit=0.0)
+    assert order == ["a", "b"] * measure.LEAST_ROUNDS and {len(each) for each in times.values()} == {3}
+    assert len(measure.interleaved(runs, 9, lambda run: 1.0)["a"]) == 9
+    assert measure.quartiles([5, 1, 2, 4, 3]) == {"median": 3, "q1": 2, "q3": 4}
+
+
+def test_the_peak_counts_a_product_and_a_sum_for_each_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    seconds = itertools.count()
+    monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))
+    assert measure.matrix_peak(2) == 2 * 1536**3  # each takes a second of this clock
 
 
 def test_batches(tmp_path: Path) -> None:

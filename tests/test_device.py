@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import itertools
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,8 +28,8 @@ from device_case import NETS, PARAMS, TOLERANCE, bundle_fixture, difference, fak
 from hosted import hosted_bundle
 from tiny import CONTEXT, make_job, reference
 
-from rlsd.engine import Engine, Job, Params, RlsdError, dlpack
-from rlsd.pipeline import cli
+from rlsd.engine import Engine, Job, OperatorInfo, Params, RlsdError, dlpack
+from rlsd.pipeline import cli, tuning
 from rlsd.pipeline.plan import read_plan
 
 SCRATCH = 8 << 20  # of the operators: engine/src/device_ops.cpp
@@ -276,6 +278,18 @@ def test_tuning_decides_the_batches(fake, bundle, tmp_path, capsys):
         (path / "tuning.txt").write_text("\n".join([*broken, ""]))
         with Engine(path) as engine:
             assert "tuned" not in engine.describe()
+
+
+def test_ticks_that_record_graphs_are_not_timed(monkeypatch):
+    """The first ones, which take far longer; as many as there are of them and of others would move the median."""
+    taken = [*[50.0] * tuning.WARM, *range(1, tuning.MEASURED + 1)]
+    clock = itertools.chain.from_iterable((0.0, seconds) for seconds in taken)
+    monkeypatch.setattr(tuning, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    engine = SimpleNamespace(
+        operators={"sum": OperatorInfo((3,), {})}, timesteps=100, tick=lambda: 1,
+        submit=lambda job: SimpleNamespace(release=lambda: None),
+    )  # fmt: skip
+    assert tuning.tick_time(engine, 2) == 1e3 * (tuning.MEASURED + 1) / 2
 
 
 def tick_grids(driver, path: Path, job: Job) -> list[str]:

@@ -83,3 +83,11 @@ def test_the_exported_copy_shares_what_it_does_not_change(tmp_path: Path, precis
     copied.double()
     assert module.training and all(each.requires_grad for each in module.parameters())
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def test_a_number_that_is_not_finite_is_no_small_error() -> None:
+    want = torch.ones(3)
+    assert check.compare("f", {"y": want.numpy()}, {"y": want}) == 0
+    for spoilt in (torch.nan, torch.inf, 1 + 2 * check.LIMIT):
+        with pytest.raises(check.CheckError, match="graph f, output y: relative error"):
+            check.compare("f", {"y": (want * spoilt).numpy()}, {"y": want})

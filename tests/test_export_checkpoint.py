@@ -1,5 +1,7 @@
 """Checkpoints in diffusers layout through the whole export, run by the engine, against diffusers itself."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from transformers import ViTModel  # noqa: E402
 
 from rlsd.engine import Engine, Job, Params  # noqa: E402
 from rlsd.export import CheckpointError, export_checkpoint  # noqa: E402
+from rlsd.export.checkpoint import shapes  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +108,14 @@ def test_what_cannot_be_exported_is_said_in_one_sentence(tmp_path):
     with pytest.raises(CheckpointError, match="unet"):
         export_checkpoint(tmp_path, tmp_path / "bundle")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["sd"]
+
+
+def test_a_unet_of_other_latents_and_sizes_between_are_refused() -> None:
+    unet = SimpleNamespace(in_channels=4, sample_size=8, block_out_channels=(8, 8))
+    vae, other = (SimpleNamespace(latent_channels=n, out_channels=3, block_out_channels=(8, 8)) for n in (4, 16))
+    assert shapes(unet, vae, None) == ((4, 8, 8), (3, 16, 16))
+    with pytest.raises(CheckpointError, match="takes 4 channels, the VAE's latents have 16"):
+        shapes(unet, other, None)
+    for size in ((16, 18), (18, 16), (16, 0)):
+        with pytest.raises(CheckpointError, match=f"size {size[0]}x{size[1]} is not allowed"):
+            shapes(unet, vae, size)

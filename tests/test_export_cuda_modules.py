@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from taken_apart import ALL, kinds, taken_apart
 from torch import nn
 
+from rlsd.export.fused_narrow import fuse_narrow
+from rlsd.export.fused_norms import fuse_layer_norms
 from rlsd.export.trace import to_aten
 
 
@@ -81,3 +85,117 @@ def test_a_product_with_one_may_make_a_fraction_of_a_whole_number() -> None:
     graph = to_aten(Times(), [t], ["no_ops"])
     assert torch.equal(graph(t), Times()(t))
     assert all(node.meta["val"].is_floating_point() for node in graph.graph.nodes if node.op == "call_function")
+
+
+class Of(nn.Module):
+    """A function of x and of layers or constants with names."""
+
+    def __init__(self, function: Callable[..., torch.Tensor], **parts: nn.Module | torch.Tensor) -> None:
+        super().__init__()
+        self.function = function
+        for name, part in parts.items():
+            setattr(self, name, part) if isinstance(part, nn.Module) else self.register_buffer(name, part)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(self, x)
+
+
+def attended(x: torch.Tensor, **given: object) -> torch.Tensor:
+    """Self-attention of two heads, x [B, L, C]."""
+    q = x.view(*x.shape[:2], 2, -1).transpose(1, 2)
+    y = nn.functional.scaled_dot_product_attention(q, q, q, **given)  # type: ignore[arg-type]
+    return y.transpose(1, 2).reshape(x.shape)
+
+
+def gated(m: Of, x: torch.Tensor, kind: str = "none") -> torch.Tensor:
+    value, gate = m.wide(x).chunk(2, -1)
+    return value * nn.functional.gelu(gate, approximate=kind)
+
+
+def gate_of_another(m: Of, x: torch.Tensor) -> torch.Tensor:
+    value, gate = m.wide(x).chunk(2, -1)
+    return m.other(x) * nn.functional.gelu(gate) + value
+
+
+IMAGE, TOKENS = (2, 16, 6, 8), (2, 5, 16)
+UNLIKE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "attention with a scale of its own": (lambda: Of(lambda _, x: attended(x, scale=0.5)), TOKENS),
+    "attention to what came before": (lambda: Of(lambda _, x: attended(x, is_causal=True)), TOKENS),
+    "attention with a mask": (
+        lambda: Of(lambda m, x: attended(x, attn_mask=m.mask), mask=(torch.arange(5) < 3)[None]),
+        TOKENS,
+    ),
+    "an approximate GELU": (lambda: nn.GELU("tanh"), TOKENS),
+    "a gate of an approximate GELU": (lambda: Of(lambda m, x: gated(m, x, "tanh"), wide=nn.Linear(16, 2560)), TOKENS),
+    "a gate of another value": (
+        lambda: Of(gate_of_another, wide=nn.Linear(16, 2560), other=nn.Linear(16, 1280)),
+        TOKENS,
+    ),
+    "a LayerNorm over two axes": (lambda: nn.Sequential(nn.Linear(16, 16), nn.LayerNorm((5, 16))), TOKENS),
+    "a bias behind a view that divides it": (
+        lambda: Of(lambda m, x: m.linear(x).view(2, 10, 16) + torch.cat([x, x], 1), linear=nn.Linear(16, 32)),
+        TOKENS,
+    ),
+    "a bias that another reads before the view": (
+        lambda: Of(lambda m, x: (y := m.linear(x)).view(10, 16) + x.view(10, 16) + y.sum(), linear=nn.Linear(16, 16)),
+        TOKENS,
+    ),
+    "a bias that a norm and another read": (
+        lambda: Of(lambda m, x: m.norm(y := m.conv(x)) * y, conv=nn.Conv2d(16, 16, 1), norm=nn.GroupNorm(4, 16)),
+        IMAGE,
+    ),
+    "a GroupNorm of a sum of two types": (
+        lambda: Of(
+            lambda m, x: m.norm(m.conv(x) + x.detach().float()), conv=nn.Conv2d(16, 16, 1), norm=nn.GroupNorm(4, 16)
+        ),
+        IMAGE,
+    ),
+    "a sum with one row of each": (
+        lambda: Of(lambda m, x: m.linear(x) + x.mean(1, keepdim=True), linear=nn.Linear(16, 16)),
+        TOKENS,
+    ),
+    "a GroupNorm of a sum of tokens": (
+        lambda: Of(lambda m, x: m.norm((x + x.tanh()).transpose(1, 2)), norm=nn.GroupNorm(4, 16)),
+        TOKENS,
+    ),
+    "a convolution in groups": (lambda: nn.Conv2d(16, 16, 3, padding=1, groups=2), IMAGE),
+    "a convolution with gaps": (lambda: nn.Conv2d(16, 16, 3, padding=2, dilation=2), IMAGE),
+    "a convolution that sees nothing at its border": (lambda: nn.Conv2d(16, 16, 1, padding=1), IMAGE),
+    "an image times a row of three axes": (
+        lambda: Of(lambda m, x: m.conv(x) * m.row, conv=nn.Conv2d(16, 16, 1), row=torch.randn(16, 1, 1)),
+        IMAGE,
+    ),
+    "images below each other": (
+        lambda: Of(lambda m, x: torch.cat([m.conv(x), x], 2), conv=nn.Conv2d(16, 16, 1)),
+        IMAGE,
+    ),
+    "tokens turned twice": (
+        lambda: Of(lambda m, x: m.conv(x).flatten(2).transpose(0, 1).transpose(1, 2), conv=nn.Conv2d(16, 16, 1)),
+        IMAGE,
+    ),
+    "an image lying on its side": (
+        lambda: Of(lambda m, x: m.conv(x).permute(0, 1, 3, 2), conv=nn.Conv2d(16, 16, 1)),
+        IMAGE,
+    ),
+    "an upsampling before a convolution in groups": (
+        lambda: nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(16, 16, 3, padding=1, groups=2)),
+        IMAGE,
+    ),
+    "an upsampling by a broken factor": (lambda: nn.Sequential(nn.Upsample(scale_factor=1.5), nn.Tanh()), IMAGE),
+    "an upsampling by unlike factors": (
+        lambda: nn.Sequential(nn.Upsample(scale_factor=(2, 3)), nn.Conv2d(16, 16, 3, padding=1)),
+        IMAGE,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+def test_what_a_rewrite_is_not_made_for_stays_what_it_is(name: str) -> None:
+    """Each is nearly what a rewrite looks for: one that forgot to look closely would change its values."""
+    make, shape = UNLIKE[name]
+    module, x = make().double(), torch.randn(shape, dtype=torch.float64)
+    taken_apart(module, x, ALL)
+    graph = to_aten(module, [x], ALL)
+    fuse_layer_norms(graph)  # which have no pull-back
+    fuse_narrow(graph)
+    assert torch.allclose(graph(x), module(x), rtol=0, atol=1e-12)

@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate  # noqa: E402
 
 from rlsd.engine import Engine, Job, Params  # noqa: E402
 from rlsd.export import CheckpointError, Networks, package  # noqa: E402
-from rlsd.export.extractors import load_features, preprocessing  # noqa: E402
+from rlsd.export.extractors import Preprocessing, load_features, preprocessing, resizing  # noqa: E402
 from rlsd.export.operators import operators  # noqa: E402
 
 KINDS = ("vit", "dinov2", "dinov2_with_registers")
@@ -153,3 +153,13 @@ def test_other_models_are_said(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
     with pytest.raises(CheckpointError, match=r"'resnet'.*vit, dinov2"):
         load_features(tmp_path, (3, 32, 32))
+
+
+def test_what_a_configuration_leaves_out_and_what_it_must_not_say() -> None:
+    config = {"patch_size": 8, "image_size": 32}
+    steps = preprocessing(Path("dino"), {}, (3, 64, 64), config)
+    assert (steps.resized, steps.crop, steps.filter) == ((32, 32), 32, "bilinear")
+    with pytest.raises(CheckpointError, match=r"image_std \[0.2, 0, 0.2\] is not supported"):
+        preprocessing(Path("dino"), {"image_std": [0.2, 0, 0.2]}, (3, 64, 64), config)
+    odd = Preprocessing((5, 5), 2, "bilinear", [], [])  # transformers leaves the smaller part above
+    assert torch.equal(resizing(5, 5, odd), torch.eye(5)[1:3])

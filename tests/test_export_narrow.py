@@ -136,6 +136,7 @@ class Bare(Block):
         (lambda: Block(7, channels=128), [1, 1, 0]),
         (lambda: Block(7), [1, 0, 1]),  # its taps would be larger than what is normalised
         (lambda: Block(8, channels=256), [0, 0, 2]),
+        (lambda: Block(channels=60), [0, 0, 2]),  # the kernels take multiples of 16
         (lambda: Block(kernel_size=1, padding=0), [1, 0, 1]),
         (lambda: Block(kernel_size=5, padding=2), [1, 0, 1]),
         (lambda: Block(padding=0), [1, 0, 1]),

@@ -74,6 +74,10 @@ def test_blurs_agree_with_a_padded_convolution():
     want = torch.nn.functional.conv2d(padded, (taps[:, None] * taps)[None, None])
     assert torch.allclose(found["gaussian_blur"](x), want, atol=1e-5)
 
+    wide = ops.operators((1, 32, 64))["gaussian_blur"]  # as of its shorter side
+    torch.testing.assert_close(wide.rows, ops.blur_matrix(32, taps).float())
+    torch.testing.assert_close(wide.columns_t.T, ops.blur_matrix(64, taps).float())
+
     kernel = torch.rand(2, 9, 9)
     padded = torch.nn.functional.pad(x, (4,) * 4, mode="reflect")
     turned = kernel.flip(1, 2)

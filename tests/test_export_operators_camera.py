@@ -51,6 +51,14 @@ def test_jpeg_is_what_pillow_makes_of_it(channels: int, quality: int) -> None:
     assert np.abs(ours - theirs).mean() < 0.3 < np.abs(pixels - theirs).mean()
 
 
+def test_what_swings_beyond_black_and_white_is_clipped() -> None:
+    pixels = 255.0 * (np.random.default_rng(0).random((1, 32, 32)) > 0.5)
+    tables = torch.from_numpy(jpeg_tables((1, 8, 8), 30))[None]
+    ours = Jpeg((1, 32, 32))(torch.from_numpy(pixels / 127.5 - 1)[None].float(), tables)
+    assert ours.abs().max() <= 1 + 1e-6
+    assert np.abs((ours[0].numpy() + 1) * 127.5 - by_pillow(pixels, 30)).mean() < 0.5
+
+
 @pytest.mark.parametrize("quality", [1, 30, 75, 100])
 def test_the_tables_are_libjpegs(quality: int) -> None:
     stream = io.BytesIO()
@@ -85,7 +93,7 @@ def test_rounding_lets_the_gradient_through() -> None:
 def test_a_blur_in_linear_light_widens_highlights() -> None:
     operator = NonlinearBlur(ops.MotionBlur((1, 32, 32), 9)).double()
     kernel = torch.full((1, 9, 9), 1 / 81, dtype=torch.float64)
-    for grey in (-1.0, -0.97, 0.2, 1.0):
+    for grey in (-1.0, -0.97, -0.8, 0.2, 1.0):  # on both sides of the curve's two bends
         flat = torch.full((1, 1, 32, 32), grey, dtype=torch.float64)
         torch.testing.assert_close(operator(flat, kernel), flat, atol=1e-6, rtol=0)
     edge = torch.where(torch.arange(32) < 16, -1.0, 1.0).double().expand(1, 1, 32, 32)

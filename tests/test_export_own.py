@@ -139,6 +139,14 @@ def test_what_is_wrong_with_an_operator_is_said(tmp_path: Path, word: str, error
         load_own(f"{file}:{word}", (1, 8, 8))
 
 
+def test_what_is_alike_in_all_large_images_is_seen_to_mix(tmp_path: Path) -> None:
+    """The largest of 200 000 values drawn between -1 and 1 is 1 but for 1e-5: the second image has another range."""
+    file = tmp_path / "wrong.py"
+    file.write_text(WRONG)
+    with pytest.raises(CheckError, match="samples must not mix"):
+        load_own(f"{file}:Normed", (3, 256, 256))
+
+
 @pytest.mark.parametrize(
     "code, text", [("def", r"SyntaxError: .*line 1"), ("\nimport nowhere", "No module named 'nowhere'")]
 )

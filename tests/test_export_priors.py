@@ -273,6 +273,9 @@ def test_what_the_index_names_must_be_there(sd: Path, tmp_path: Path, part: str)
 def test_each_text_encoder_needs_its_tokenizer(tmp_path: Path) -> None:
     checkpoints.diffusion_xl(tmp_path / "xl")
     (tmp_path / "xl" / "model_index.json").unlink()
+    assert not TextEncoder(tmp_path / "xl").null().any()  # SDXL was trained so, unless it says otherwise
+    (tmp_path / "xl" / "model_index.json").write_text('{"force_zeros_for_empty_prompt": false}')
+    assert TextEncoder(tmp_path / "xl").null().any()
     shutil.rmtree(tmp_path / "xl" / "tokenizer_2")
     with pytest.raises(CheckpointError, match="has no folder tokenizer_2"):
         TextEncoder(tmp_path / "xl")
@@ -282,7 +285,13 @@ def test_a_tokenizer_has_a_vocabulary_that_its_encoder_knows(sd: Path, tmp_path:
     folder = shutil.copytree(sd, tmp_path / "sd")
     text_config = json.loads((folder / "text_encoder" / "config.json").read_text())
     drop(folder / "tokenizer" / "tokenizer_config.json", "model_max_length")
-    assert TextEncoder(folder).encode("a b").shape == (text_config["max_position_embeddings"], checkpoints.WIDTH)
+    encoder, length = TextEncoder(folder), text_config["max_position_embeddings"]
+    plain = encoder.encode("a b")
+    assert plain.shape == encoder.encode("a " * (length - 2)).shape == (length, checkpoints.WIDTH)
+    with pytest.raises(CheckpointError, match=f"has {length - 1} tokens; the text encoder takes {length - 2}"):
+        encoder.encode("a " * (length - 1))
+    encoder.parts[0][1].config.use_attention_mask = True  # then what fills the prompt up is not seen
+    assert not torch.equal(encoder.encode("a b"), plain)
     checkpoints.CLIPTextModel(checkpoints.text_config(vocab_size=53)).save_pretrained(folder / "text_encoder")
     with pytest.raises(CheckpointError, match=r"tokenizer of .* has token 53, its encoder only 53"):
         TextEncoder(folder)

@@ -33,3 +33,14 @@ def test_tables_of_halves_are_computed_in_float32(batch: int) -> None:
     (table,) = tables.values()
     assert table.dtype == torch.float16 and table.shape == (1000, 16)
     assert torch.allclose(table.float(), want, rtol=1.01 * 2**-11, atol=1e-6)  # half of a last place
+
+
+def test_what_does_not_have_its_samples_first_is_no_table() -> None:
+    class Across(nn.Module):
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return x * torch.sin(t.float())[None, :, None]
+
+    module, given = Across(), (torch.randn(4, 2, 3), torch.tensor([3, 998]))
+    graph = to_aten(module, given)
+    tabulate(graph, 1, 1000, {})
+    assert torch.equal(graph(*given), module(*given))

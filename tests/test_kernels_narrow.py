@@ -140,6 +140,17 @@ def test_a_samples_bytes_do_not_depend_on_the_others():
         assert torch.equal(triton_kernels.narrow_conv(image[i : i + 1], kernel, None, True), wide[i : i + 1])
 
 
+@kernels
+def test_what_is_not_finite_reaches_its_neighbours_alone():
+    """The rows of zeros behind the 27 of a kernel stand for no pixel: nothing is multiplied with them."""
+    image, kernel = normal((1, 3, 6, 9)), of_image(normal((16, 3, 3, 3)))
+    image[0, 1, 4, 5] = torch.inf
+    y = triton_kernels.narrow_conv(image, kernel, None, True)
+    spoilt = torch.zeros(1, 6, 9, 16, dtype=torch.bool)
+    spoilt[:, 3:6, 4:7] = True
+    assert torch.equal(~y.isfinite().cpu(), spoilt)
+
+
 def test_operators_are_what_they_register():
     x, image = normal((2, 3, 2, 32), torch.float16), normal((2, 3, 4, 5), torch.float16)
     norm, kernel = affine(32), of_taps(normal((4, 32, 3, 3), torch.float16))

@@ -31,6 +31,7 @@ SHAPES = [  # [B, H, W, C], groups
     ((1, 9, 8, 136), 1),  # one group wider than a block
     ((1, 3, 5, 240), 3),  # groups of 80
     ((2, 4, 3, 64), 16),  # groups of 4
+    ((1, 3, 2, 64), 32),  # of 2: more than a program takes would fit into a block
 ]
 
 

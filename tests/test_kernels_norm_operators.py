@@ -114,6 +114,7 @@ X, V, S = torch.zeros(2, 3, 2, 8), torch.zeros(8), torch.zeros(2, 2)
         ("groups", lambda: norm.group_norm(X, V, V, 3, 1e-5, True)),
         ("groups", lambda: norm.group_norm(X, V, V, 0, 1e-5, True)),
         ("epsilon", lambda: norm.group_norm(X, V, V, 2, -1.0, True)),
+        ("epsilon", lambda: norm.group_norm(X, V, V, 2, float("inf"), True)),
         ("residual", lambda: norm.add_group_norm(X, X[:, :1].contiguous(), V, V, 2, 1e-5, True)),
         ("residual", lambda: norm.add_group_norm(X, X.half(), V, V, 2, 1e-5, True)),
         ("residual", lambda: norm.add_group_norm(X, X[:, :1, :1].contiguous(), V, V, 2, 1e-5, True)),
@@ -133,6 +134,7 @@ X, V, S = torch.zeros(2, 3, 2, 8), torch.zeros(8), torch.zeros(2, 2)
         ("phases", lambda: norm.interleave(X[:, :1].contiguous())),
         ("phases", lambda: norm.interleave(X[..., :6].contiguous())),
         ("cotangent", lambda: norm.interleave_pull(X)),
+        ("cotangent", lambda: norm.interleave_pull(X[:, :2, :1].contiguous())),
         ("order", lambda: norm.interleave(X, "rows")),
     ],
 )

@@ -234,6 +234,7 @@ def test_defaults_are_one_job() -> None:
         (dict(offsets=torch.tensor([0, 4])), ValueError, "offsets is int64"),
         (dict(seeds=torch.zeros(3, dtype=torch.int64)), ValueError, r"seeds is int64 \[3\].*\[2\]"),
         (dict(largest=0), ValueError, "largest of 0"),
+        (dict(largest=10**6 + 1), ValueError, "largest of 1000001"),  # ranks are counted in 20 bits
         (dict(largest=None), ValueError, "largest is missing"),
     ],
 )

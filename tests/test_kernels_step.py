@@ -193,8 +193,14 @@ def test_start(size, stream):
     assert torch.equal(value[[1, 3, 5]], given["value"][[1, 3, 5]])
 
 
-@pytest.mark.parametrize("where", ["eps_theta", "cotangent", "null", "repulsion", "eps"])
-@pytest.mark.parametrize("bad", [torch.nan, -torch.inf])
+@pytest.mark.parametrize(
+    "where, bad",
+    [
+        *((where, torch.nan) for where in ("eps_theta", "cotangent", "null", "repulsion", "eps")),
+        *((where, -torch.inf) for where in ("eps_theta", "cotangent", "null", "repulsion", "eps")),
+        ("repulsion", 1e30),  # whose square v cannot hold: z would stand still and look well
+    ],
+)
 def test_flags_of_step_z(where, bad):
     given = step_z_inputs(144, HALF)
     given[where][2 if where == "repulsion" else 4, 143] = bad  # in the last tile; lane 4 reads row 2 of R

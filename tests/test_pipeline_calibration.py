@@ -45,6 +45,10 @@ def test_against_counting():
 def test_what_is_equal_at_8_bits_counts_as_equal():
     particles, truth = np.full((3, 1, 2, 2), -0.9985), np.full((1, 2, 2), -1.0)
     np.testing.assert_allclose(calibration(particles, truth)["ranks"], 0.25)
+    tenth = 10 / 127.5 - 1  # the nearest level counts, from either side
+    for near in (-0.3, 0.3):
+        found = calibration(np.full((3, 1, 2, 2), tenth + near / 127.5), np.full((1, 2, 2), tenth))
+        np.testing.assert_allclose(found["ranks"], 0.25)
 
 
 def test_one_particle_has_no_spread_and_no_error_no_ratio():

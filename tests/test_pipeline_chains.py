@@ -25,6 +25,12 @@ def test_a_chain_makes_the_parameters_of_both() -> None:
     assert made["second_mask"].mean() == 0.75
 
 
+def test_a_chain_measures_what_its_last_part_measures() -> None:
+    for name, pictorial in (("hdr+phase-retrieval", False), ("phase-retrieval+hdr", True), ("sr4+jpeg", True)):
+        assert named_task(name).pictorial == pictorial
+    assert named_task("colour+jpeg").channels == 3 and named_task("jpeg+colour").channels is None
+
+
 def test_what_both_draw_differs() -> None:
     shapes = {"first_mask": (1, 32, 32), "second_mask": (1, 32, 32)}
     for seed in (0, 2**64 - 1):

@@ -47,6 +47,8 @@ def test_resize_keeps_the_centre():
     resized = resize_to_fill(image, (20, 20))
     np.testing.assert_array_equal(resized[..., 3:17], 1)  # at the edge the filter sees what was cut
     assert resized.min() > 0.8
+    stripes = np.where(np.arange(60) % 6 < 3, -1, 1).astype(np.float32) * np.ones((1, 40, 1), np.float32)
+    assert abs(resize_to_fill(stripes, (32, 48))).max() == 1  # where the filter swings beyond
 
 
 @pytest.mark.parametrize("size", [(900, 1200), (1200, 900), (29, 50)])
@@ -82,6 +84,8 @@ def test_measurements(tmp_path):
     np.testing.assert_allclose(
         read_measurement(tmp_path / "y.png", (1, 12, 20), FRAME), GRAY8[None] / 127.5 - 1, atol=1e-6
     )
+    np.save(path, GRAY8)  # whole numbers are a picture's, whatever the file
+    np.testing.assert_allclose(read_measurement(path, (1, 12, 20), FRAME), GRAY8[None] / 127.5 - 1, atol=1e-6)
     np.save(path, np.arange(5.0))
     assert read_measurement(path, (5,), FRAME).tolist() == [0, 1, 2, 3, 4]
 
@@ -91,6 +95,9 @@ def test_bad_measurements(tmp_path):
     np.save(path, np.zeros((9, 9)))
     with pytest.raises(InputError, match="has the shape 9 x 9; 1 x 8 x 8 is wanted"):
         read_measurement(path, (1, 8, 8), FRAME)
+    np.save(path, np.zeros((28, 28)))  # of the content's size, where the measurement is of another
+    with pytest.raises(InputError, match="has the shape 28 x 28; 1 x 8 x 8 is wanted"):
+        read_measurement(path, (1, 8, 8), FRAME, pointwise=True)
     np.save(path, np.full((1, 8, 8), np.nan))
     with pytest.raises(InputError, match="NaN or infinite; a measurement must be finite"):
         read_measurement(path, (1, 8, 8), FRAME)

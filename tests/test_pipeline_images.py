@@ -10,6 +10,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from rlsd.pipeline import images
 from rlsd.pipeline.errors import InputError
 from rlsd.pipeline.images import read_image
 
@@ -99,11 +100,13 @@ def test_a_tiff_is_turned_as_a_png_is(tmp_path, orientation):
     exif = Image.Exif()
     exif[274] = orientation
     Image.fromarray(RGB8).save(tmp_path / "a.png", exif=exif)
-    tifffile.imwrite(tmp_path / "a.tif", RGB8, photometric="rgb", extratags=[(274, 3, 1, orientation, True)])
+    given = {"photometric": "rgb", "extratags": [(274, 3, 1, orientation, True)]}
+    tifffile.imwrite(tmp_path / "a.tif", RGB8, **given)
+    tifffile.imwrite(tmp_path / "planes.tif", np.moveaxis(RGB8, -1, 0), planarconfig="separate", **given)
     Image.fromarray(RGB8).save(tmp_path / "pillow.tif", compression="tiff_lzw", tiffinfo={274: orientation})
     Image.fromarray(RGB8).convert("P").save(tmp_path / "palette.tif", tiffinfo={274: orientation})
     wanted = read_image(tmp_path / "a.png")
-    for name in ("a.tif", "pillow.tif"):
+    for name in ("a.tif", "planes.tif", "pillow.tif"):
         found = read_image(tmp_path / name)
         assert found.notes == wanted.notes and len(found.notes) == (orientation > 1)
         np.testing.assert_allclose(found.values, wanted.values, atol=1e-6)
@@ -119,6 +122,13 @@ def test_twelve_bits_in_sixteen_are_noted(tmp_path):
         assert read_image(tmp_path / "a.tif").notes == notes
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((4, 16), np.uint16), photometric="minisblack")
     assert read_image(tmp_path / "a.tif").notes == ()
+
+
+@pytest.mark.parametrize("values", [[0, 65536], [-1, 5]])
+def test_what_needs_more_than_16_bits_is_refused(values):
+    """As Pillow may give of what tifffile does not read; they would be cut off at the top."""
+    with pytest.raises(InputError, match=f"has values from {values[0]} to {values[1]}; allowed are 16 bits"):
+        images._pillow_array(Image.fromarray(np.array([values], np.int32)), [])
 
 
 @pytest.mark.parametrize("bits", [4, 12])

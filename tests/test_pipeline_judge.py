@@ -13,7 +13,7 @@ from rlsd.pipeline.batch_item import write_lean
 from rlsd.pipeline.classes import class_head
 from rlsd.pipeline.errors import InputError
 from rlsd.pipeline.items import Item, frame_of
-from rlsd.pipeline.judge import Judge
+from rlsd.pipeline.judge import Judge, summary
 from rlsd.pipeline.output import is_item_folder
 from rlsd.pipeline.reconstruct import Outcome, reconstruct_items
 from rlsd.pipeline.settings import Settings
@@ -104,6 +104,12 @@ def test_the_best_by_fit_is_chosen_without_the_truth(engine):
         found = Judge(engine)(Outcome(made.item, made.particles[order], made.latents, made.trace, 1.0)).figures
         residual = np.sqrt((engine.measure("superres4", made.particles[order]) ** 2).mean((1, 2, 3)))
         assert found["best_by_fit"] == residual.argmin() and "psnr" not in found and "calibration" not in found
+
+
+def test_a_summary_has_the_particle_that_fits_best():
+    values = [3.0, 1.0, float("inf"), 2.0]
+    assert summary(values[:2] + values[3:], 2) == {"mean": 2, "best": 1, "best_by_fit": 2, "particles": [3, 1, 2]}
+    assert summary(values, 2, max) == {"mean": None, "best": None, "best_by_fit": None, "particles": [3, 1, None, 2]}
 
 
 def with_classes(engine, *names, values=HEAD):

@@ -43,6 +43,14 @@ def test_published_rectangles_at_512_and_scaled(name, rows, columns):
     assert small.sum() == pytest.approx(missing.sum() / 256, rel=0.25)
 
 
+def test_jpeg_and_levels_are_what_their_summaries_say():
+    given = {"seed": 0, "item": 0, "given": {}, "measured": True}
+    tables = TASKS["jpeg"].parameters({"tables": (2, 8, 8)}, **given)["tables"]
+    assert "quality 10" in TASKS["jpeg"].summary and np.array_equal(tables, masks.jpeg_tables((2, 8, 8), 10))
+    levels = TASKS["quantise"].parameters({"levels": (1,)}, **given)["levels"]
+    assert "4 levels" in TASKS["quantise"].summary and levels.tolist() == [4]
+
+
 def test_which_half_is_missing():
     assert mask_of("half", (1, 32, 32))[0, :, :16].max() == 0
     assert mask_of("half-bottom", (1, 32, 32))[0, 16:].max() == 0

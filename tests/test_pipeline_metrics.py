@@ -58,6 +58,7 @@ def test_cosine_similarity():
     assert metrics.cosine_similarity(phi) == pytest.approx(np.mean(pairs), abs=1e-6)
     assert metrics.cosine_similarity(phi[:1].repeat(3, 0)) == pytest.approx(1)
     assert metrics.cosine_similarity(phi[:1]) is None
+    assert metrics.cosine_similarity(1e-4 * phi) == pytest.approx(np.mean(pairs), abs=1e-6)  # of directions alone
 
 
 def test_deviation():
@@ -79,4 +80,5 @@ def test_residual_counts_what_was_observed():
         "second_mask": mask,
     }  # of a chain, the last one's
     assert metrics.residual(y, predicted * mask, chain).tolist() == [0.5, 0.5]
+    assert metrics.data_mask(y, {"mask": np.ones((1, 8, 8))}) is None  # of the image, not of what is measured of it
     assert metrics.observed_share(y, chain) == 0.5 and metrics.observed_share(y, {"first_mask": mask}) == 1

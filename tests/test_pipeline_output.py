@@ -69,6 +69,10 @@ def test_overwrite_replaces_only_what_is_ours(tmp_path):
     (out / "a" / "holiday.jpg").write_bytes(b"mine")
     with pytest.raises(InputError, match="was not written by rlsd: it will not be replaced"):
         OutputFolder(out, ["a"], overwrite=True).check()
+    (out / "a" / "holiday.jpg").unlink()
+    (out / "b").symlink_to("a")  # whose owner wanted it to lead there
+    with pytest.raises(InputError, match="out/b is there and was not written by rlsd"):
+        OutputFolder(out, ["b"], overwrite=True).check()
 
 
 def test_overwriting_that_fails_keeps_the_old(tmp_path, monkeypatch):

@@ -146,6 +146,7 @@ def test_settings(engine):
         ({"particles": 0}, "particles is 0; allowed are 1 to 65536"),
         ({"sigma": -1.0}, "sigma is -1.0; it must be 0 or more"),
         ({"sigma": float("nan")}, "sigma is nan"),
+        ({"guidance": 0.5}, "guidance is 0.5, which needs a class to guide to"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 2**64}, "seed is 18446744073709551616"),
         ({"guidance": 3.0}, "guidance is 3, which needs a class"),
