@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,17 +125,20 @@ def judge(folder: Path, output: str, variant: str, step: int, state: State) -> V
     else:
         given, value = known_input(output, state, particle)
     graph = poisoned(make_graphs(NETS, BATCH, True)[network], name, given, value)
-    found, message = None, ""
+    found, message, left = None, "", False
     with Engine(write_bundle(folder, NETS, BATCH, instead={network: graph}), threads=1) as engine:
-        engine.submit(the_job(variant))
+        handle = engine.submit(the_job(variant))
         for tick in range(STEPS + 1):
             try:
                 engine.tick()
             except RlsdError as error:
                 found, message = tick, str(error) if error.status == Status.NON_FINITE else f"{error.status}"
+                left = bool(handle._particles.any() or handle._latents.any())
                 break
     wanted = f"item {ITEM}, particle {particle}: the state became NaN or infinite at step {step} of {STEPS}"
     fault = None if found == step and message == wanted else f"found in tick {found}: {message!r}, wanted {wanted!r}"
+    if left:
+        fault = "results were left in the caller's arrays"
     return Verdict(output, variant, step, particle, found, fault)
 
 
@@ -153,7 +156,7 @@ def used(output: str, variant: str, step: int) -> bool:
     return step < STEPS
 
 
-def campaign(work: Path, steps: range = range(STEPS + 1)) -> Iterator[Verdict]:
+def campaign(work: Path, steps: Sequence[int] = range(STEPS + 1)) -> Iterator[Verdict]:
     """Every output at every one of the steps that needs it, in both variants."""
     for variant in ("rlsd", "rlsd-nonaug"):
         states = undisturbed(write_bundle(work / variant, NETS, BATCH), variant)

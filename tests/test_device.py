@@ -258,6 +258,21 @@ def most_memory(log: list[str]) -> int:
     return most
 
 
+def test_what_the_caller_queued_before_is_waited_for(fake, bundle):
+    """y is filled on a stream of the caller's own."""
+    job = make_job(NETS, particles=1, params=Params(**{**PARAMS, "steps": 2}))
+    library, stream = fake.library, ctypes.c_void_p()
+    with Engine(bundle) as engine, fake.context():
+        y = OnDevice(fake, np.zeros_like(job.y))
+        assert library.cuStreamCreate(ctypes.byref(stream), 1) == 0
+        half = ctypes.c_uint32(int(np.float32(0.5).view(np.uint32)))
+        assert library.cuMemsetD32Async(ctypes.c_uint64(y.pointer), half, ctypes.c_size_t(job.y.size), stream) == 0
+        found, wanted = engine.reconstruct([replace(job, y=given) for given in (y, np.full_like(job.y, 0.5))])
+        assert library.cuStreamDestroy_v2(stream) == 0
+        y.free()
+    assert found.particles.tobytes() == wanted.particles.tobytes()
+
+
 def test_tuning_decides_the_batches(fake, bundle, tmp_path, capsys):
     path = tmp_path / "bundle"
     shutil.copytree(bundle, path)
@@ -274,7 +289,8 @@ def test_tuning_decides_the_batches(fake, bundle, tmp_path, capsys):
         measured = [f"batch {size} {ms}" for size, ms in zip((1, 2, 4), times)]
         (path / "tuning.txt").write_text("\n".join([*lines[:3], *measured, ""]))
         assert tick_grids(fake, path, job) == grids
-    for broken in (["rlsd-tuning 1", "device Other GPU", *lines[2:]], lines[:4], [*lines[:3], "batch 1 fast"]):
+    elsewhere = ["rlsd-tuning 1", "device Other GPU", *lines[2:]], [*lines[:2], "bundle " + "0" * 64, *lines[3:]]
+    for broken in (*elsewhere, lines[:4], [*lines[:3], "batch 1 fast"]):
         (path / "tuning.txt").write_text("\n".join([*broken, ""]))
         with Engine(path) as engine:
             assert "tuned" not in engine.describe()

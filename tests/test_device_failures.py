@@ -89,6 +89,18 @@ def test_a_half_that_overflows_has_its_step_done_again(fake, tmp_path, scales):
     assert difference(found.particles, reference(NETS, job)) < TOLERANCE
 
 
+def test_steps_of_two_jobs_are_done_again(fake, tmp_path):
+    """Each from its own state before the step."""
+    loud = hosted_bundle(write_bundle(tmp_path / "cpu", NETS, 4), tmp_path / "cuda", scales=(2.0**17, 8.0))
+    params = Params(**{**PARAMS, "steps": 4})
+    jobs = [make_job(NETS, particles=n, item=n, params=params) for n in (3, 1)]
+    with Engine(loud) as engine:
+        results = engine.reconstruct(jobs)
+        assert engine.stats()["redone"] >= 4
+    for job, found in zip(jobs, results, strict=True):
+        assert difference(found.particles, reference(NETS, job)) < TOLERANCE
+
+
 def test_what_stays_infinite_ends_its_job_alone(fake, tmp_path):
     nets = make_nets()
     hopeless = hosted_bundle(write_bundle(tmp_path / "cpu", nets, 4), tmp_path / "cuda", scales=(2.0**60, 8.0))

@@ -200,6 +200,16 @@ def test_operators_share_the_seats(fake, bundle):
         assert not [line for line in fake.log() if line.startswith("cuMemAlloc") and int(line.split()[1]) > before // 4]
 
 
+@pytest.mark.parametrize("nth", range(12, 20))
+def test_a_seat_that_has_no_memory_for_one_more_operator(fake, bundle, nth):
+    """An allocation of the second job fails, that of its y in the only seat among them: what is in use stays."""
+    fake.run_kernels(False)
+    with Engine(bundle) as engine:
+        assert ends_with(engine, 4) == Status.OK
+        fake.fail("cuMemAlloc_v2", nth)
+        assert ends_with(engine, 4, "saturate") == Status.OK
+
+
 def test_more_particles_than_a_grid_has_rows(fake, bundle):
     """Drawn in several launches; then the first chunk has no page-locked memory, or this would take minutes."""
     fake.run_kernels(False)

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 pytest.importorskip("onnx")
+from bundle_factory import write_bundle
 from device_case import NETS, PARAMS, bundle_fixture, fake_fixture, jobs_of_all_kinds  # noqa: F401
+from hosted import hosted_bundle
 from snapshot_case import bytes_of, host_view, interrupted
 from tiny import make_job
 
@@ -18,6 +20,23 @@ def test_interrupted_jobs_end_with_the_same_bytes(fake, bundle):
     with Engine(bundle) as engine:
         wanted = [bytes_of(result) for result in engine.reconstruct(jobs)]
     assert interrupted(bundle, jobs, 2) == wanted
+
+
+def test_lowered_cotangents_stay_so(fake, tmp_path):
+    """What overflowed is not tried again by the engine that goes on: a job may do but few steps again."""
+    loud = hosted_bundle(write_bundle(tmp_path / "cpu", NETS, 4), tmp_path / "cuda", scales=(2.0**17, 8.0))
+    job = make_job(NETS, particles=3, params=Params(**PARAMS))
+    with Engine(loud) as engine:
+        handle = engine.submit(job)
+        for _ in range(3):
+            engine.tick()
+        assert engine.stats()["redone"] > 0
+        snapshot = handle.snapshot()
+        engine.run()
+        wanted = bytes_of(handle.result())
+    with Engine(loud) as engine:
+        (found,) = engine.reconstruct([replace(job, snapshot=snapshot)])
+        assert engine.stats()["redone"] == 0 and bytes_of(found) == wanted
 
 
 @pytest.mark.parametrize("repulsion", ["features", "latent"])

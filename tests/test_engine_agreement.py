@@ -1,5 +1,7 @@
 """The native engine against engine/reference.py on tiny networks: 50 steps, every variant, operator and repulsion."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -57,6 +59,25 @@ def test_guidance(engine, guidance):
     assert difference(engine, job) < 1e-5
     runs = engine.stats()["denoiser_runs"] - before["denoiser_runs"]
     assert runs == 2 * 50 * (1 if guidance == 1 else 2)
+
+
+def test_runs_are_counted_for_particles_that_step(engine):
+    """Two jobs in one batch, where the shorter one's last decoding is beside a step of the other."""
+    context = np.zeros(CONTEXT, np.float32)
+    lengths = [Params(guidance=2.0, **{**PARAMS, "steps": steps}) for steps in (4, 9)]
+    before = engine.stats()
+    engine.reconstruct([make_job(NETS, particles=1, context=context, params=params) for params in lengths])
+    spent = {name: value - before[name] for name, value in engine.stats().items()}
+    assert (spent["denoiser_runs"], spent["decoder_runs"], spent["decoder_pull_runs"]) == (2 * 11, 13, 11)
+
+
+def test_parameters_reach_the_operator_by_name(tmp_path, monkeypatch):
+    """Of two parameters of one shape the operator uses the second."""
+    monkeypatch.setitem(OPERATORS, "saturate", (OPERATORS["saturate"][0], {"spare": (1,), "gain": (1,)}))
+    job = make_job(NETS, "saturate", particles=2, params=Params(**PARAMS))
+    job = replace(job, operator_params={**job.operator_params, "spare": np.array([7], np.float32)})
+    with Engine(write_bundle(tmp_path / "bundle", NETS)) as engine:
+        assert difference(engine, job) < 1e-5
 
 
 @pytest.mark.parametrize("steps", [2, 3, 120])

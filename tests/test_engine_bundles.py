@@ -223,6 +223,7 @@ def test_tools(good):
             ("mask", lambda: engine.measure("inpainting", x)),
             ("decider", lambda: engine.evaluate("decider", ["image"], z=x)),
             ("image", lambda: engine.evaluate("features", ["phi"], image=x[:, :, :2])),
+            ("image", lambda: engine.evaluate("features", ["phi"], image=np.concatenate([x, x], axis=1))),
             ("dtype", lambda: engine.evaluate("features", ["phi"], image=np.zeros((5, *IMAGE), np.int64))),
         ):
             with pytest.raises(RlsdError, match=words) as raised:

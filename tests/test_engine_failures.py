@@ -86,8 +86,8 @@ from pathlib import Path
 from tiny import make_job, make_nets
 from rlsd.engine import Engine, Params, RlsdError
 
-nets, params = make_nets(), Params(steps=21, gamma=3.0, lr_x=0.05, lr_z=0.05)
-with Engine(sys.argv[1], threads=1) as engine:
+nets, params, seen = make_nets(), Params(steps=21, gamma=3.0, lr_x=0.05, lr_z=0.05), []
+with Engine(sys.argv[1], threads=1, progress=seen.append) as engine:
     running = engine.submit(make_job(nets, params=params))
     engine.tick()
     share = make_job(nets, particles=1, item=1, params=dataclasses.replace(params, repulsion="latent"))
@@ -102,7 +102,7 @@ with Engine(sys.argv[1], threads=1) as engine:
         print(error, int(error.status), int(large.info().status))
     resource.setrlimit(resource.RLIMIT_AS, before)
     engine.run()
-    print(running.result().particles.any(), queued.result().particles.any())
+    print(running.result().particles.any(), queued.result().particles.any(), seen[-1].jobs_done)
 """
 
 
@@ -112,7 +112,7 @@ def test_a_job_that_does_not_fit_leaves_the_others_alone(bundle):
     run = subprocess.run(
         [sys.executable, "-c", DOES_NOT_FIT, str(bundle)], env=environment, capture_output=True, text=True
     )
-    assert run.stdout.split("\n")[:2] == ["out of memory 5 5", "True True"], run.stderr
+    assert run.stdout.split("\n")[:2] == ["out of memory 5 5", "True True 3"], run.stderr
 
 
 def test_cancel_from_another_thread(bundle):
@@ -145,6 +145,25 @@ def test_progress_counts_and_stops(bundle):
     assert [now.particle_steps for now in seen] == [3, 6, 9, 12, 15]
     assert [now.particle_steps_left for now in seen] == [57, 54, 51, 48, 45]
     assert {(now.jobs_queued, now.jobs_active, now.jobs_done) for now in seen} == {(0, 1, 0)}
+
+
+def test_progress_of_a_second_run_counts_anew(bundle):
+    seen = []
+    with Engine(bundle, progress=seen.append) as engine:
+        for _ in range(2):
+            engine.reconstruct([make_job(NETS, particles=3, params=dataclasses.replace(PARAMS, steps=3))])
+    assert [now.particle_steps for now in seen] == [3, 6, 6] * 2
+
+
+def test_jobs_that_were_cancelled_count_as_done(bundle):
+    seen, job = [], make_job(NETS, params=dataclasses.replace(PARAMS, steps=3))
+    with Engine(bundle, progress=seen.append) as engine:
+        engine.submit(job)
+        engine.cancel()
+        with pytest.raises(RlsdError, match="cancelled"):
+            engine.run()
+        engine.reconstruct([job])
+    assert seen[-1].jobs_done == 2
 
 
 def test_an_exception_in_the_callback_comes_back(bundle):

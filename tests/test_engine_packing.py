@@ -109,6 +109,16 @@ def test_a_released_job_leaves_the_others_alone(bundle, alone):
     assert [result.particles.tobytes() + result.latents.tobytes() for result in found] == kept
 
 
+def test_a_released_job_is_computed_no_more(bundle):
+    with Engine(bundle, threads=1) as engine:
+        handles = [engine.submit(job) for job in jobs()[:2]]
+        engine.tick()
+        handles.pop(0).release()
+        before = engine.stats()["decoder_runs"]
+        engine.tick()
+        assert engine.stats()["decoder_runs"] - before == 2
+
+
 def test_the_numbers_depend_on_seed_item_and_particle(bundle):
     def first(**changes):
         return run(bundle, [make_job(NETS, params=params(gamma=0.0, steps=3), **changes)])[0]
@@ -124,11 +134,23 @@ def test_a_job_runs_though_nobody_keeps_its_handle(bundle):
         assert engine.stats()["particle_steps"] == 2 * 20
 
 
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def test_jobs_that_are_done_keep_no_state(tmp_path):
+    """Whoever has submitted thousands of them may keep all their handles."""
+    jobs = [make_job(NETS, item=i, particles=2000, params=Params(steps=2)) for i in range(30)]
+    with Engine(write_bundle(tmp_path / "bundle", NETS, 64), threads=1, max_particles=2000) as engine:
+        engine.reconstruct(jobs[:1])
+        handles = [engine.submit(job) for job in jobs]
+        before = resident()
+        engine.run()
+        assert resident() - before < len(handles) * 2000 * 16 * 4  # a third of their latents and moments
+
+
 def test_operators_share_the_batches():
     """Of Stable Diffusion's, each holds gigabytes of activations."""
-
-    def resident() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
     grown = []
     with Engine(PATH / "bundle", threads=1) as engine:

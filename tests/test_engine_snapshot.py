@@ -1,6 +1,7 @@
 """A job that goes on from its snapshot, and one measurement over several engines: the same bytes as in one go."""
 
-from dataclasses import replace
+import hashlib
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -75,6 +76,7 @@ def refused(bundle, job: Job) -> str:
         {"seed": 9}, {"item": 9}, {"particles": 4}, {"params": Params(gamma=3.1, **PARAMS)}, {"first_particle": 1},
         {"y": np.zeros((1, 4, 4), np.float32)}, {"operator_params": {"mask": np.ones((1, 4, 4), np.float32)}},
         {"params": Params(gamma=3.0, variant="rlsd-nonaug", **PARAMS)}, {"context": np.ones((2, 3), np.float32)},
+        {"gather": print, "all_particles": 9},
     ],
     ids=lambda change: next(iter(change)),
 )  # fmt: skip
@@ -82,6 +84,19 @@ def test_a_snapshot_of_another_job_is_refused(bundle, change):
     job = jobs()[0]
     snapshot = snapshot_after(bundle, job, 2)
     assert "another bundle, request or parameters" in refused(bundle, replace(job, **change, snapshot=snapshot))
+
+
+def test_a_snapshot_of_other_parameters_is_refused(bundle):
+    """Each of them: none is without influence on the result."""
+    context = np.ones((2, 3), np.float32)
+    params = Params(gamma=3.0, guidance=2.0, **PARAMS)
+    job = make_job(NETS, particles=2, context=context, params=params)
+    snapshot = snapshot_after(bundle, job, 2)
+    words = {"variant": "rlsd-nonaug", "repulsion": "latent", "steps": 16}
+    for field in fields(Params):
+        other = words[field.name] if field.name in words else 0.9 * getattr(params, field.name)
+        changed = replace(job, params=replace(params, **{field.name: other}), snapshot=snapshot)
+        assert "another bundle, request or parameters" in refused(bundle, changed), field.name
 
 
 def test_a_snapshot_of_another_bundle_is_refused(bundle, tmp_path):
@@ -101,6 +116,15 @@ def test_damaged_snapshots_are_refused(bundle):
     for length in [0, 1, 95, 96, 160, len(snapshot) - 1]:
         refused(bundle, replace(job, snapshot=snapshot[:length]))
     refused(bundle, replace(job, snapshot=snapshot + b"\0"))
+
+
+@pytest.mark.parametrize("step", [-1, 15])
+def test_a_snapshot_with_a_step_that_the_job_does_not_have(bundle, step):
+    """Its checksum made to fit: there is no timestep for it."""
+    snapshot = snapshot_after(bundle, jobs()[0], 2)
+    body = snapshot[:12] + step.to_bytes(4, "little", signed=True) + snapshot[16:-64]
+    forged = body + hashlib.sha256(body).hexdigest().encode()
+    assert f"step {step}, which do not fit the job" in refused(bundle, replace(jobs()[0], snapshot=forged))
 
 
 def test_a_trace_needs_a_snapshot_with_one(bundle):
@@ -150,6 +174,7 @@ def test_a_gather_that_fails_ends_the_job(bundle):
     assert all(isinstance(each, ConnectionError) for each in found), found
 
     def fails(rows, first, count):
+        rows[first + count :] = np.nan  # what came of it is no reason of its own
         raise ConnectionError("gone")
 
     with Engine(bundle) as engine:

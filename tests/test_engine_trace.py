@@ -38,8 +38,9 @@ def test_agrees_with_the_reference(bundle, operator, variant, repulsion, gamma):
     np.testing.assert_allclose(result.trace, wanted, rtol=1e-4)
 
 
-def test_few_particles(bundle):
-    for particles in (1, 2):
+def test_few_particles_and_many(bundle):
+    """Repulsion is computed for 16 of them at a time."""
+    for particles in (1, 2, 40):
         job = make_job(NETS, particles=particles, params=Params(gamma=3.0, **PARAMS), trace=True)
         with Engine(bundle) as engine:
             (result,) = engine.reconstruct([job])

@@ -91,10 +91,21 @@ def test_progress_counts_what_is_queued(bundle):
     assert seen[0].jobs_queued == 2 and seen[0].particle_steps_left == 5 and seen[-1].jobs_done == 3
 
 
+def test_jobs_that_fill_the_engine_to_the_last_place(bundle):
+    seen = []
+    with Engine(bundle, max_particles=5, progress=seen.append) as engine:
+        for particles in (3, 2, 1):
+            engine.submit(make_job(NETS, particles=particles, params=Params(steps=3)))
+        engine.run()
+    assert (seen[0].jobs_active, seen[0].jobs_queued) == (2, 1)
+
+
 def test_jobs_that_are_dropped_while_they_wait(bundle):
     with Engine(bundle, max_particles=1) as engine:
-        first, second, third = (engine.submit(make_job(NETS, item=i, params=Params(steps=4))) for i in range(3))
+        first, second, third, last = (engine.submit(make_job(NETS, item=i, params=Params(steps=4))) for i in range(4))
         second.release()
+        last.release()
+        assert engine.tick() == 2  # nor are they counted
         engine.run()
         assert first.result().particles.any() and third.result().particles.any()
 
@@ -159,6 +170,19 @@ def test_an_encoder_is_opened_when_it_is_asked_for(tmp_path):
     x = np.arange(16, dtype=np.float32).reshape(1, *IMAGE)
     with Engine(bundle) as engine:
         np.testing.assert_array_equal(engine.evaluate("encoder", ["z"], image=x)["z"].ravel(), x.ravel())
+
+
+def test_a_context_for_a_bundle_that_takes_none(tmp_path):
+    g = GraphWriter(NETS, 1, pack_weights(NETS)[1])
+    g("Identity", "z_t", out="eps")
+    graph = g.model({"z_t": LATENT, "t": ()}, {"eps": LATENT})
+    bundle = write_bundle(tmp_path / "bundle", NETS, 1, instead={"denoiser": graph})
+    seal(bundle, [line for line in lines_of(bundle) if "context" not in line])
+    job = make_job(NETS, params=Params(steps=3))
+    with Engine(bundle) as engine:
+        assert engine.reconstruct([job])[0].particles.any()
+        job = dataclasses.replace(job, context=np.zeros(1, np.float32))
+        refused(lambda: engine.submit(job), "bundle 'tiny' takes no context")
 
 
 @pytest.mark.parametrize("type_name, kind", [("float64", 11), ("int32", 6), ("int64", 7), ("bool", 9), ("float16", 10)])

@@ -179,6 +179,7 @@ static void check_bad_requests(const problem *p, rlsd_engine *engine) {
     WITH_PARAMS(params.repulsion_until = 1.5, "repulsion_until");
     WITH_PARAMS(params.guidance = 2, "guidance");
     WITH_PARAMS(params.beta1 = 1, "beta1");
+    WITH_PARAMS(params.beta2 = 1, "beta2");
     WITH_PARAMS(params.adam_eps = 0, "adam_eps");
     WITH_PARAMS(params.variant = 9, "variant");
     WITH_PARAMS(params.repulsion = 9, "repulsion");
