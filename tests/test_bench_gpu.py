@@ -17,16 +17,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rlsd.bench import engine as full_steps
 from rlsd.bench import measure, report
 from rlsd.bench.gpu import __main__ as race
-from rlsd.bench.gpu import (
-    crowds,
-    plan,
-    prepare,
-    side_by_side,
-    steps,
-    torch_step,
-)
+from rlsd.bench.gpu import crowds, plan, prepare, side_by_side, steps, torch_step
 from rlsd.bench.gpu import networks as parts
 from rlsd.bench.gpu.roof import Roof
 from rlsd.bench.gpu.subject import Bench, Subject, Wrong
@@ -247,6 +241,23 @@ def test_the_baselines_take_the_same_steps(networks: Any, given: dict[str, Any],
         loop.finish()
         found.append(loop.x)
     assert (found[0] - found[1]).norm() <= 1e-4 * found[0].norm()
+
+
+@pytest.mark.parametrize("published", [False, True])
+@pytest.mark.parametrize("factor", [1.01, np.nan])
+def test_no_figure_on_a_cpu_without_agreement(
+    networks: Any, monkeypatch: pytest.MonkeyPatch, published: bool, factor: float
+) -> None:
+    def made(*given: Any, **options: Any) -> Any:
+        loop = torch_loop(*given, **options)
+        finish = loop.finish
+        if options["published"] == published:
+            monkeypatch.setattr(loop, "finish", lambda: (finish(), loop.x.mul_(factor)))
+        return loop
+
+    monkeypatch.setattr(full_steps, "torch_loop", made)
+    with pytest.raises(SystemExit, match="engine and PyTorch differ by"):
+        full_steps.check(networks, str(PATH / "bundle"), 2)
 
 
 class NoSelection(TorchDispatchMode):

@@ -13,15 +13,7 @@ import pytest
 import torch
 
 from rlsd.bench.gpu import __main__ as race
-from rlsd.bench.gpu import (
-    agreement,
-    arrivals,
-    crowds,
-    steps,
-    targets,
-    timing,
-    work,
-)
+from rlsd.bench.gpu import agreement, arrivals, crowds, first_line, steps, targets, timing, work
 from rlsd.bench.gpu.roof import Roof
 from rlsd.bench.gpu.subject import Bench, Wrong
 from rlsd.engine import Result
@@ -118,6 +110,10 @@ def test_agreement_is_judged() -> None:
     for worse, wrong in ((1.008, False), (1.02, True)):  # 0.07 and 0.17 dB
         assert ("wrong" in agreement.judge(result(0.1), *[result(0.1 * worse)] * 2, image)) == wrong
     assert "other bytes" in agreement.judge(result(0.1), result(0.1), result(0.1001), image)["wrong"]
+
+
+def test_what_an_error_says_in_a_line() -> None:
+    assert first_line(ValueError("this\nand more")) == "this" and first_line(ValueError()) == "no message"
 
 
 class Measuring(contextlib.nullcontext[None]):

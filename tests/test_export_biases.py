@@ -98,6 +98,21 @@ def test_sums_of_any_layout_and_type_still_export(wide: bool) -> None:
     assert not islands.too_large(graph, [x])
 
 
+class Halves(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, second = x.split(2)
+        return first + second
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1.1 * islands.LIMIT])
+def test_one_of_several_results_may_be_too_large(value: float) -> None:
+    x = torch.ones(4, 3).half()
+    graph = to_aten(Halves(), [x], ALL)
+    assert not islands.too_large(graph, [x])
+    x[3] = value
+    assert islands.too_large(graph, [x]) == {"getitem_1", "add"}
+
+
 def test_the_small_graph_has_the_nodes_of_the_large_one(networks: Networks) -> None:
     """What must stay in float32 is looked for in the small graph, and found again by its name."""
     for module, second in ((networks.denoiser, True), (networks.decoder, False)):

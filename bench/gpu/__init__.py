@@ -14,3 +14,8 @@ Line = dict[str, Any]
 
 class LeftOut(Exception):
     """A method that this machine cannot run; the message says why, as one clause."""
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, where that may be pages or nothing."""
+    return (str(error).splitlines() or ["no message"])[0]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rlsd.bench import measure
-from rlsd.bench.gpu import LeftOut, Line
+from rlsd.bench.gpu import LeftOut, Line, first_line
 from rlsd.bench.gpu.steps import speedups, without_figure
 from rlsd.bench.gpu.subject import Bench, Wrong, free
 from rlsd.bench.gpu.timing import Clock, profiled
@@ -101,7 +101,7 @@ def keops(phi: Tensor) -> Tensor:
     try:
         from pykeops.torch import LazyTensor
     except Exception as error:  # it looks for compilers when it is imported
-        raise LeftOut(f"pykeops does not work here: {(str(error).splitlines() or ['no message'])[0]}") from error
+        raise LeftOut(f"pykeops does not work here: {first_line(error)}") from error
     _, h = kernel(torch.cdist(phi, phi, compute_mode="donot_use_mm_for_euclid_dist").square())
     x, y = LazyTensor(phi[:, None].contiguous()), LazyTensor(phi[None].contiguous())
     width = LazyTensor(h[:, None, None].contiguous())

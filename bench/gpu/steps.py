@@ -10,7 +10,7 @@ import torch
 
 from rlsd.bench import measure
 from rlsd.bench.engine import outside
-from rlsd.bench.gpu import LeftOut, Line
+from rlsd.bench.gpu import LeftOut, Line, first_line
 from rlsd.bench.gpu.subject import Subject, Wrong, free
 from rlsd.bench.gpu.timing import Clock, profiled, seconds
 from rlsd.engine import RlsdError, Status
@@ -91,7 +91,7 @@ def without_figure(error: Exception) -> Line:
     if isinstance(error, LeftOut):
         return {"left_out": str(error)}
     traceback.print_exception(error)
-    return {"failed": f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"}
+    return {"failed": f"{type(error).__name__}: {first_line(error)}"}
 
 
 def speedups(times: Mapping[str, list[float]], ours: str = "engine") -> dict[str, float]:

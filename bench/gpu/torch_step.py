@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from rlsd.bench.baselines import TorchLoop
-from rlsd.bench.gpu import LeftOut
+from rlsd.bench.gpu import LeftOut, first_line
 from rlsd.bench.problem import PARAMS, frozen, moved, torch_loop
 from rlsd.engine import Params
 from rlsd.export.package import Networks
@@ -103,7 +103,7 @@ def use_xformers(networks: Networks, device: torch.device, dtype: torch.dtype) -
         probe = torch.ones(1, 16, 1, 64, device=device, dtype=dtype, requires_grad=True)
         memory_efficient_attention(probe, probe, probe).sum().backward()
     except Exception as error:  # no wheel, no kernel for this GPU, another torch: its own words say which
-        raise LeftOut(f"xFormers does not work here: {(str(error).splitlines() or ['no message'])[0]}") from error
+        raise LeftOut(f"xFormers does not work here: {first_line(error)}") from error
     for network in (networks.denoiser, networks.decoder):
         for module in network.modules():
             if hasattr(module, "set_use_memory_efficient_attention_xformers"):
