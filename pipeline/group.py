@@ -72,7 +72,7 @@ class Group:
             if isinstance(error, RlsdError):
                 raise
             self._lost = True
-            why = str(error).strip().splitlines()[0]
+            why = next(iter(str(error).strip().splitlines()), "no message")
             raise RlsdError(
                 Status.RUNTIME_ERROR,
                 f"process {self.rank} of {self.size}: another process has ended or does not answer, {when} ({why})",

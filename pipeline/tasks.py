@@ -83,6 +83,7 @@ def _published(rows: tuple[int, int], columns: tuple[int, int]) -> Callable:
 
 _SHAKEN = {"kernel": Maker(random=masks.motion_kernel)}
 _FOUR = partial(np.full, fill_value=4.0)
+_TENTH = Maker(fixed=partial(masks.jpeg_tables, quality=10))
 _ALL, _MIDDLE = (0.0, 1.0), (5 / 16, 11 / 16)
 
 TASKS: Mapping[str, Task] = {
@@ -115,7 +116,7 @@ TASKS: Mapping[str, Task] = {
         Task("phase-retrieval", "Fourier magnitude only", "phase_retrieval", pictorial=False),
         Task("hdr", "overexposed: clip(2x)", "hdr", pointwise=True),
         Task("colour", "gray, of a colour image", "luminance", channels=3, pointwise=True),
-        Task("jpeg", "JPEG of quality 10", "jpeg", {"tables": Maker(fixed=partial(masks.jpeg_tables, quality=10))}),
+        Task("jpeg", "JPEG of quality 10, 4:4:4", "jpeg", {"tables": _TENTH}),
         Task("quantise", "4 levels (2 bits)", "quantisation", {"levels": Maker(fixed=_FOUR)}, pointwise=True),
     )
 }

@@ -37,7 +37,7 @@ VERSION = 1  # raise it when a method changes: what is stored is then drawn agai
 
 @dataclass(frozen=True)
 class Work:
-    """One shard. prior: folder of the exported networks."""
+    """One shard. prior: folder of the exported networks. seed: of the particles, not of the measurements."""
 
     task: str
     method: str
@@ -45,6 +45,7 @@ class Work:
     items: Sequence[Item]
     prior: Path
     out: Path
+    seed: int = SEED
 
 
 @dataclass(frozen=True)
@@ -64,20 +65,22 @@ class Tools:
         self.prior = FashionPrior(prior)
 
 
-def folder_of(work: Path, task: str, method: str, setup: Setup) -> Path:
+def folder_of(work: Path, task: str, method: str, setup: Setup, seed: int = SEED) -> Path:
     """Where the shards of these settings lie."""
     text = json.dumps(
-        {"version": VERSION, "prior": checkpoint_digest(), **described(task, method, setup)}, sort_keys=True
+        {"version": VERSION, "prior": checkpoint_digest(), **described(task, method, setup, seed)}, sort_keys=True
     )
     return work / "particles" / f"{task}-{method}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-def shards(work: Path, prior: Path, task: str, method: str, setup: Setup, items: Sequence[Item]) -> Iterator[Work]:
+def shards(
+    work: Path, prior: Path, task: str, method: str, setup: Setup, items: Sequence[Item], seed: int = SEED
+) -> Iterator[Work]:
     """The shards of a task and method, in order, whether they are there or not."""
-    folder = folder_of(work, task, method, setup)
+    folder = folder_of(work, task, method, setup, seed)
     for first in range(0, len(items), SHARD):
         part = items[first : first + SHARD]
-        yield Work(task, method, setup, part, prior, folder / f"{first:04}-{first + len(part):04}.npz")
+        yield Work(task, method, setup, part, prior, folder / f"{first:04}-{first + len(part):04}.npz", seed)
 
 
 def run(shard: Work, tools: Tools) -> Drawn:
@@ -100,7 +103,7 @@ def draw(shard: Work, settings: Settings, tools: Tools) -> Drawn:
 def by_engine(engine: Engine, shard: Work, params: Params) -> tuple[Array, dict[str, int]]:
     """RLSD and its variants: a job an item."""
     operator, n = TASKS[shard.task].operator, shard.setup.particles
-    jobs = [Job(i.y, operator, dict(i.params), n, SEED, i.index, params=params) for i in shard.items]
+    jobs = [Job(i.y, operator, dict(i.params), n, shard.seed, i.index, params=params) for i in shard.items]
     particles = np.stack([result.particles for result in engine.reconstruct(jobs)])
     steps = n * len(jobs) * (params.steps - 1)  # and the decoder once more for the first step
     return particles, {"denoiser": steps, "decoder": steps + n * len(jobs), "decoder_pull": steps}
@@ -120,7 +123,7 @@ def by_python(prior: Prior, engine: Engine, shard: Work, settings: Baseline) -> 
             shard.setup.sigma,
             chosen_items.is_linear(shard.task),
         )
-        noise = Noise(SEED, tuple((item.index, particle) for item, particle in batch), engine.latent_shape)
+        noise = Noise(shard.seed, tuple((item.index, particle) for item, particle in batch), engine.latent_shape)
         parts.append(drawn(prior, f, noise, Schedule(prior.abar, shard.setup.steps), settings))
     return np.concatenate(parts).reshape(len(shard.items), n, *engine.image_shape)
 

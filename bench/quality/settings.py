@@ -75,6 +75,6 @@ def is_tuned(task: str, method: str) -> bool:
     return FAMILY.get(method, method) in json.loads(CHOSEN.read_text()).get(task, {})
 
 
-def described(task: str, method: str, setup: Setup) -> dict[str, Any]:
-    """The same as plain values, with the setup: what a stored result depends on."""
-    return {"task": task, "method": method, "seed": SEED, **asdict(setup), **asdict(settings_of(task, method, setup))}
+def described(task: str, method: str, setup: Setup, seed: int = SEED) -> dict[str, Any]:
+    """The same as plain values, with setup and seed: what a stored result depends on."""
+    return {"task": task, "method": method, "seed": seed, **asdict(setup), **asdict(settings_of(task, method, setup))}
