@@ -15,7 +15,8 @@ from bundle_factory import write_bundle
 from rank import launch
 from tiny import make_job, make_nets
 
-from rlsd.engine import Engine, Job, Params
+from rlsd.engine import Engine, Job, Params, RlsdError
+from rlsd.pipeline.group import Group
 
 NETS = make_nets()
 
@@ -129,3 +130,14 @@ def test_what_cannot_be(tmp_path: Path, bundle: Path) -> None:
     (tmp_path / "snapshots" / "1-of-2.step-5.snapshot").touch()
     assert launch(2, tmp_path, bundle, [make_job(NETS, particles=3, params=params())], {"every": 5}) == [1] * 2
     assert "0-of-2.step-5.snapshot: " in (tmp_path / "0.error").read_text()  # empty: not of this job
+
+
+def test_an_error_of_torch_without_a_message_is_said_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError
+
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("torch.distributed.init_process_group", broken)
+    with pytest.raises(RlsdError, match=r"process 1 of 2: .* while they were found \(no message\)"):
+        Group()
