@@ -2,7 +2,16 @@
 
 from rlsd.engine.core import Engine
 from rlsd.engine.jobs import Handle, Job, OperatorInfo, Progress, Result
-from rlsd.engine.native import RlsdError, Status, find_onnxruntime, library_path, normal, repulsion, version
+from rlsd.engine.native import (
+    RlsdError,
+    Status,
+    find_onnxruntime,
+    library_path,
+    normal,
+    repulsion,
+    usable_processors,
+    version,
+)
 from rlsd.engine.params import Params
 
 __all__ = [
@@ -19,5 +28,6 @@ __all__ = [
     "library_path",
     "normal",
     "repulsion",
+    "usable_processors",
     "version",
 ]

@@ -33,7 +33,7 @@ class Engine:
     always be the same thread that ticks: what another one recorded as CUDA graphs has to be recorded again.
 
     bundle: the directory that `rlsd export` wrote. device: "cpu" or "cuda:0" and so on, default what the bundle was
-    exported for. threads: 0 for one per processor. max_particles: in flight at
+    exported for. threads: 0 for `usable_processors()`. max_particles: in flight at
     once, 0 for 256. onnxruntime: path of the library, default the installed wheel's. progress: called after each tick
     of `run`; returning True stops. log: called with each message. Raises RlsdError.
     """

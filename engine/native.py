@@ -193,6 +193,7 @@ def library() -> c.CDLL:
     for name, result, arguments in (
         ("rlsd_last_error", c.c_char_p, []),
         ("rlsd_version", c.c_char_p, []),
+        ("rlsd_usable_processors", c.c_int32, []),
         ("rlsd_engine_options_init", c.c_int, [c.POINTER(OptionsStruct), size]),
         ("rlsd_engine_open", c.c_int, [c.c_char_p, c.POINTER(OptionsStruct), c.POINTER(handle)]),
         ("rlsd_engine_close", None, [handle]),
@@ -233,6 +234,11 @@ def check(status: int) -> None:
 def version() -> str:
     """The library's version."""
     return library().rlsd_version().decode()
+
+
+def usable_processors() -> int:
+    """How many processors this process may keep busy, its control group's share of their time considered."""
+    return int(library().rlsd_usable_processors())
 
 
 def normal(seed: int, item: int, particle: int, stream: int, count: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from rlsd.engine import OperatorInfo
+from rlsd.engine import OperatorInfo, usable_processors
 from rlsd.engine.files import MANIFEST, facts_in, read_manifest
 from rlsd.engine.jobs import operators_in
 from rlsd.pipeline.batch_folder import BatchFolder
@@ -25,7 +25,7 @@ from rlsd.pipeline.errors import InputError
 from rlsd.pipeline.fit import Frame, read_parameter
 from rlsd.pipeline.images import sha256
 from rlsd.pipeline.items import frame_in
-from rlsd.pipeline.machine import engine_version, usable_cores, versions
+from rlsd.pipeline.machine import engine_version, versions
 from rlsd.pipeline.manifest import Entry
 
 MOST_WORKERS = 256
@@ -128,7 +128,7 @@ def works_of(batch: Batch, facts: Facts) -> list[Work]:
     if not devices and facts.for_cuda and count > 1:
         devices = [f"cuda:{number}" for number in range(count)]
     on_cpu = not facts.for_cuda
-    threads = batch.work.threads or (max(1, usable_cores() // count) if on_cpu and count > 1 else 0)
+    threads = batch.work.threads or (max(1, usable_processors() // count) if on_cpu and count > 1 else 0)
     each = replace(batch.work, threads=threads)
     return [replace(each, device=devices[i % len(devices)] if devices else None) for i in range(count)]
 

@@ -19,14 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from rlsd.engine import Engine, Job, Params, Result, RlsdError
+from rlsd.engine import Engine, Job, Params, Result, RlsdError, usable_processors
 from rlsd.engine.files import read_manifest
 from rlsd.engine.jobs import Handle
 from rlsd.pipeline.errors import InputError
 from rlsd.pipeline.group import Group, Stage
 from rlsd.pipeline.images import sha256
 from rlsd.pipeline.items import Item, Plan
-from rlsd.pipeline.machine import usable_cores
 from rlsd.pipeline.model import MANIFEST
 from rlsd.pipeline.output import TEMPORARY, sync
 from rlsd.pipeline.reconstruct import Outcome, Report
@@ -129,7 +128,7 @@ def place(bundle: Path, device: str | None, threads: int) -> tuple[str, int]:
     local, count = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if device is None:
         device = f"cuda:{local}" if "target cuda" in read_manifest(bundle)[:10] else "cpu"
-    return device, threads or max(1, usable_cores() // count)
+    return device, threads or max(1, usable_processors() // count)
 
 
 def run_together(

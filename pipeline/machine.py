@@ -11,17 +11,16 @@ from rlsd.engine import RlsdError, find_onnxruntime, library_path, version
 
 
 def machine() -> dict[str, str]:
-    """Processor, processors usable, memory, system."""
+    """Processor, processors that this process may run on, memory, system."""
     return {
         "processor": _processor(),
-        "cores": str(usable_cores()),
+        "cores": str(_cores()),
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB",
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
     }
 
 
-def usable_cores() -> int:
-    """Processors that this process may run on."""
+def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -76,6 +76,11 @@ RLSD_API const char *rlsd_last_error(void);
 /* The library's version, "MAJOR.MINOR.PATCH". */
 RLSD_API const char *rlsd_version(void);
 
+/* How many processors this process may keep busy: those that it may run on, but no more
+ * than its control group's share of their time, rounded up (docker run --cpus, a limit
+ * of Kubernetes). 1 if memory is too short to find out. */
+RLSD_API int32_t rlsd_usable_processors(void);
+
 /* ------------------------------------------------------------------ engine */
 
 typedef enum rlsd_log_level { RLSD_LOG_INFO = 1, RLSD_LOG_WARNING = 2 } rlsd_log_level;
@@ -100,7 +105,7 @@ typedef struct rlsd_engine_options {
     const char *device;        /* "cpu", or "cuda:0" and so on for a GPU, which needs a
                                   bundle exported for CUDA and onnxruntime-gpu; NULL:
                                   "cpu" or "cuda:0", as the bundle was exported for    */
-    int32_t threads;           /* worker threads; 0: one per processor                 */
+    int32_t threads;           /* worker threads; 0: rlsd_usable_processors()          */
     int32_t max_particles;     /* particles in flight at once, over all jobs; 0: 256. A
                                   larger single job runs alone                         */
     rlsd_progress_fn progress; /* may be NULL                                          */

@@ -3,6 +3,7 @@
 #include "engine.h"
 #include "error.h"
 #include "philox.h"
+#include "processors.h"
 #include "repulsion.h"
 #include "snapshot.h"
 
@@ -93,6 +94,12 @@ template <class T> T empty() {
 
 const char *rlsd_last_error(void) { return last_error.c_str(); }
 const char *rlsd_version(void) { return RLSD_VERSION; }
+
+int32_t rlsd_usable_processors(void) {
+    int32_t found = 1;
+    guarded([&] { found = static_cast<int32_t>(rlsd::usable_processors()); });
+    return found;
+}
 
 rlsd_status rlsd_engine_options_init(rlsd_engine_options *options, size_t size) {
     return guarded([&] { give(options, size, empty<rlsd_engine_options>(), "options"); });

@@ -3,11 +3,11 @@
 #include "error.h"
 #include "gpu.h"
 #include "host.h"
+#include "processors.h"
 #include "snapshot.h"
 
 #include <algorithm>
 #include <charconv>
-#include <thread>
 
 namespace rlsd {
 namespace {
@@ -16,7 +16,7 @@ constexpr std::int32_t default_max_particles = 256;
 
 std::size_t threads_of(const rlsd_engine_options &options) {
     if (options.threads > 0) return static_cast<std::size_t>(options.threads);
-    return std::max(1u, std::thread::hardware_concurrency());
+    return usable_processors();
 }
 
 // The number in "cuda:0", -1 for "cpu"; checked against what the bundle was made for.
