@@ -60,6 +60,7 @@ class Cluster:
         if self.address == "local":
             cpus = self.workers * self.threads
             options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": STORE}
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # or a cluster that is started here reports its use
         try:
             if not here:
                 ray.init(self.address, **options)

@@ -10,6 +10,7 @@ import pytest
 
 if shutil.which("nvidia-smi") is None:
     os.environ.setdefault("TRITON_INTERPRET", "1")
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # for tests that import onnxruntime before anything of ours
 
 
 @pytest.fixture(autouse=True)

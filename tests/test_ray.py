@@ -26,7 +26,7 @@ from rlsd.pipeline.batch_folder import RUN, BatchFolder
 from rlsd.pipeline.batch_work import Work
 from rlsd.pipeline.images import sha256
 from rlsd.pipeline.manifest import Entry
-from rlsd.pipeline.ray_batch import Actor
+from rlsd.pipeline.ray_batch import Actor, Cluster
 from rlsd.pipeline.settings import Settings
 
 IMAGES = sorted((PATH / "test_images").glob("*.png"))[:6]
@@ -84,6 +84,14 @@ def test_killed_in_the_middle(photos: Path, tmp_path: Path, cluster: None) -> No
     texts = [event.get("text") for event in events]
     assert f"worker {os.uname().nodename}:{killed[0]} ended; its 3 items are given to another" in texts
     assert "goes on from its snapshot" in texts
+
+
+def test_a_cluster_of_its_own_reports_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = pytest.importorskip("ray._common.usage.usage_lib", reason="Ray keeps it elsewhere")
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
+    assert usage.usage_stats_enabled()
+    with Cluster("local", workers=1).joined():
+        assert not usage.usage_stats_enabled()
 
 
 class Death(BaseException):

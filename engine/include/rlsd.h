@@ -117,7 +117,11 @@ RLSD_API rlsd_status rlsd_engine_options_init(rlsd_engine_options *options, size
 
 /* Opens a bundle (a directory that `rlsd export` wrote): checks its manifest and the
  * size and SHA-256 of each of its files, loads ONNX Runtime, creates the sessions.
- * options may be NULL. On failure *out is NULL. */
+ * options may be NULL. On failure *out is NULL. Nothing is sent anywhere: since ONNX
+ * Runtime's official builds would report their use, the environment variable
+ * ORT_DISABLE_TELEMETRY is set to 1 unless it is set. (Set it yourself at the start where
+ * other threads read the environment meanwhile, or where your program uses ONNX Runtime
+ * before: it looks once a process.) */
 RLSD_API rlsd_status rlsd_engine_open(const char *bundle, const rlsd_engine_options *options,
                                       rlsd_engine **out);
 

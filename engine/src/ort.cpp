@@ -62,6 +62,11 @@ const OrtApi *api_table(const OrtApiBase *base) {
     return table;
 }
 
+// Official builds of ONNX Runtime from 1.29 on report their use (sessions, hashes of models, errors, the device) to their
+// maker, and keep an identifier below ~/.cache, unless this is set when the process's environment is made. What the user
+// has set holds.
+void report_nothing() { setenv("ORT_DISABLE_TELEMETRY", "1", 0); }
+
 void append_cuda(const Api &api, OrtSessionOptions *options, const Placement &placement) {
     constexpr const char *doing = "cannot use ONNX Runtime's CUDA provider (is onnxruntime-gpu installed?)";
     OrtCudaOptions *raw = nullptr;
@@ -226,6 +231,7 @@ void Api::check(OrtStatus *status, const char *doing) const {
 
 std::shared_ptr<const Runtime> Runtime::open(const char *path) {
     const OrtApiBase *base = api_base(load(path));
+    report_nothing();
     return std::shared_ptr<const Runtime>(new Runtime(base, api_table(base)));
 }
 
