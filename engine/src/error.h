@@ -3,6 +3,7 @@
 
 #include "../include/rlsd.h"
 
+#include <locale>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -14,9 +15,10 @@ struct Error : std::runtime_error {
     rlsd_status status;
 };
 
-// "a", 3, "b" -> "a3b".
+// "a", 3, "b" -> "a3b", whatever the process's locale puts between digits.
 template <class... Parts> std::string text(const Parts &...parts) {
     std::ostringstream out;
+    out.imbue(std::locale::classic());
     (out << ... << parts);
     return out.str();
 }

@@ -29,6 +29,7 @@ std::map<std::int64_t, double> read_tuning(const Bundle &bundle, const std::stri
     if (!next("rlsd-tuning 1") || !next("device " + device) || !next("bundle " + bundle.manifest().digest)) return {};
     while (std::getline(file, line)) {
         std::istringstream words(line);
+        words.imbue(std::locale::classic());
         std::string key;
         std::int64_t size = 0;
         double milliseconds = 0;
