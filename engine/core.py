@@ -30,7 +30,8 @@ _WHOLE |= {"seed": (0, 2**64 - 1), "item": (0, 2**32 - 1)}
 
 class Engine:
     """An opened bundle. Use it from one thread at a time; only `cancel` may come from another. On a GPU it should
-    always be the same thread that ticks: what another one recorded as CUDA graphs has to be recorded again.
+    always be the same thread that ticks: what another one recorded as CUDA graphs has to be recorded again. A forked
+    child opens an engine of its own.
 
     bundle: the directory that `rlsd export` wrote. device: "cpu" or "cuda:0" and so on, default what the bundle was
     exported for. threads: 0 for `usable_processors()`. max_particles: in flight at

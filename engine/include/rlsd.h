@@ -25,6 +25,10 @@
  *             no other thread may allocate or free memory of a GPU by other libraries, or
  *             wait for a whole device (engines of this library wait for each other). The
  *             CUDA context that is current for the calling thread is so again afterwards.
+ * Processes   An engine belongs to the process that opened it. In a child that it forks
+ *             calls fail with RLSD_INVALID_ARGUMENT and rlsd_engine_close does nothing;
+ *             the child may open engines of its own (on a CPU: CUDA does not survive
+ *             fork).
  * Errors      Every call returns RLSD_OK (0) or a positive rlsd_status, and leaves one
  *             sentence in rlsd_last_error() of the calling thread. After an error the
  *             handle is as it was before the call, unless the call says otherwise.

@@ -10,8 +10,11 @@
 #include <cstring>
 #include <new>
 
+#include <unistd.h>
+
 struct rlsd_engine {
     rlsd::Engine core;
+    const pid_t process = getpid();
 };
 
 struct rlsd_job {
@@ -90,6 +93,14 @@ template <class T> T empty() {
     return value;
 }
 
+// A child that a process forks has neither its threads nor its GPU: it would wait for them without end.
+rlsd::Engine &usable(rlsd_engine *engine) {
+    require(engine != nullptr, "engine is NULL");
+    require(engine->process == getpid(), "the engine belongs to process ", engine->process, ", which forked this one, ", getpid(),
+            ": open one here");
+    return engine->core;
+}
+
 }  // namespace
 
 const char *rlsd_last_error(void) { return last_error.c_str(); }
@@ -129,7 +140,9 @@ rlsd_status rlsd_engine_open(const char *bundle, const rlsd_engine_options *opti
     });
 }
 
-void rlsd_engine_close(rlsd_engine *engine) { delete engine; }
+void rlsd_engine_close(rlsd_engine *engine) {
+    if (engine != nullptr && engine->process == getpid()) delete engine;
+}
 
 const char *rlsd_engine_describe(const rlsd_engine *engine) {
     return engine == nullptr ? "" : engine->core.description().c_str();
@@ -139,11 +152,11 @@ rlsd_status rlsd_submit(rlsd_engine *engine, const rlsd_params *params, const rl
     return guarded([&] {
         require(out != nullptr, "out is NULL");
         *out = nullptr;
-        require(engine != nullptr, "engine is NULL");
+        rlsd::Engine &core = usable(engine);
         require(request != nullptr, "request is NULL");
         auto job = std::make_unique<rlsd_job>();
-        job->core = engine->core.submit(taken(params, default_params(), "params"),
-                                        taken(request, empty<rlsd_request>(), "request"));
+        job->core = core.submit(taken(params, default_params(), "params"),
+                                taken(request, empty<rlsd_request>(), "request"));
         job->engine = engine;
         *out = job.release();
     });
@@ -159,24 +172,18 @@ rlsd_status rlsd_job_snapshot(const rlsd_job *job, void *out, size_t capacity, s
         *size = wanted;
         if (out == nullptr) return;
         require(capacity >= wanted, "capacity is ", capacity, ", ", wanted, " bytes are needed");
-        std::memcpy(out, job->engine->core.snapshot(*job->core).data(), wanted);
+        std::memcpy(out, usable(job->engine).snapshot(*job->core).data(), wanted);
     });
 }
 
 rlsd_status rlsd_tick(rlsd_engine *engine, int64_t *left) {
-    const rlsd_status status = guarded([&] {
-        require(engine != nullptr, "engine is NULL");
-        engine->core.tick();
-    });
+    const rlsd_status status = guarded([&] { usable(engine).tick(); });
     if (left != nullptr) *left = engine == nullptr ? 0 : engine->core.left();
     return status;
 }
 
 rlsd_status rlsd_run(rlsd_engine *engine) {
-    return guarded([&] {
-        require(engine != nullptr, "engine is NULL");
-        engine->core.run();
-    });
+    return guarded([&] { usable(engine).run(); });
 }
 
 void rlsd_cancel(rlsd_engine *engine) {
@@ -207,11 +214,11 @@ void rlsd_job_release(rlsd_job *job) {
 rlsd_status rlsd_evaluate(rlsd_engine *engine, const char *graph, int64_t count, const rlsd_tensor *inputs,
                           size_t input_count, const rlsd_tensor *outputs, size_t output_count) {
     return guarded([&] {
-        require(engine != nullptr, "engine is NULL");
+        rlsd::Engine &core = usable(engine);
         require(graph != nullptr, "graph is NULL");
         require(inputs != nullptr || input_count == 0, "inputs is NULL");
         require(outputs != nullptr || output_count == 0, "outputs is NULL");
-        engine->core.evaluate(graph, count, {inputs, input_count}, {outputs, output_count});
+        core.evaluate(graph, count, {inputs, input_count}, {outputs, output_count});
     });
 }
 
