@@ -39,7 +39,7 @@ SCRATCH = 8 << 20  # of the operators: engine/src/device_ops.cpp
 @pytest.mark.parametrize("variant", ["rlsd", "rlsd-nonaug"])
 @pytest.mark.parametrize("operator", ["inpainting", "saturate"])
 def test_agreement(fake, bundle, operator, variant, repulsion, gamma):
-    params = Params(variant=variant, repulsion=repulsion, gamma=gamma, **PARAMS)
+    params = Params(variant=variant, repulsion=repulsion, gamma=gamma, **{**PARAMS, "lr_x": 0.08})
     job = make_job(NETS, operator, particles=3, seed=2**40 + 3, item=7, params=params)
     with Engine(bundle, device="cuda:0") as engine:
         (result,) = engine.reconstruct([job])
