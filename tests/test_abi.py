@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import subprocess
 
 import abi
 import pytest
 
-from rlsd.engine import library_path, native
+from rlsd.engine import Params, library_path, native
+from rlsd.engine.params import REPULSIONS, VARIANTS
 
 HEADER = abi.HEADER.read_text()
 FOUND = abi.from_header(HEADER)
@@ -79,6 +81,31 @@ def test_python_functions() -> None:
         arguments = FOUND.declared[name].partition("(")[2].removesuffix(")")
         count = 0 if arguments == "void" else arguments.count(",") + 1
         assert getattr(library, name).argtypes is not None and len(getattr(library, name).argtypes) == count, name
+
+
+def test_python_has_the_same_defaults() -> None:
+    """Of the parameters and of a request; a C program gets them from the _init functions."""
+    params, request = native.ParamsStruct(), native.RequestStruct()
+    native.check(native.library().rlsd_params_init(params, ctypes.sizeof(params)))
+    words = VARIANTS | REPULSIONS
+    for field in dataclasses.fields(Params):
+        assert getattr(params, field.name) == words.get(field.default, field.default), field.name
+    native.check(native.library().rlsd_request_init(request, ctypes.sizeof(request)))
+    assert (request.particles, request.seed, request.item, request.all_particles) == (1, 0, 0, 0)
+
+
+@pytest.mark.parametrize("size", [8, 24, 2 * ctypes.sizeof(native.ParamsStruct)])
+def test_structs_of_other_versions(size: int) -> None:
+    """Nothing is written behind the caller's struct; what this library does not know is zero."""
+    memory = (ctypes.c_uint8 * 256)(*[0xA5] * 256)
+    params = ctypes.cast(memory, ctypes.POINTER(native.ParamsStruct))
+    native.check(native.library().rlsd_params_init(params, size))
+    known = min(size, ctypes.sizeof(native.ParamsStruct))
+    whole = native.ParamsStruct()
+    native.check(native.library().rlsd_params_init(whole, ctypes.sizeof(whole)))
+    assert params.contents.size == size
+    assert bytes(memory)[8:known] == bytes(whole)[8:known]
+    assert not any(memory[known:size]) and all(each == 0xA5 for each in memory[size:])
 
 
 def test_python_statuses() -> None:

@@ -359,6 +359,19 @@ def test_interleave_is_a_cropped_pixel_shuffle_and_has_its_adjoint(shape: tuple[
     assert np.isclose((image.astype(float) * cotangent).sum(), (phases.astype(float) * pulled).sum(), rtol=1e-6)
 
 
+def test_the_pull_of_interleave_writes_every_element() -> None:
+    """What was cropped gets zeros, whatever lay in the output's memory before."""
+    cotangent = np.random.default_rng(0).standard_normal((2, 3, 6, 8)).astype(np.float32)
+    padded = np.pad(cotangent, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    wanted = padded.reshape(2, 3, 4, 2, 5, 2).transpose(0, 1, 3, 5, 2, 4).reshape(2, 12, 4, 5)
+    graph = open_session(model([helper.make_node("InterleavePull", ["x"], ["y"], domain="rlsd")], ["x"], ["y"]))
+    binding = graph.io_binding()
+    binding.bind_cpu_input("x", cotangent)
+    binding.bind_ortvalue_output("y", ort.OrtValue.ortvalue_from_numpy(np.full_like(wanted, np.nan)))
+    graph.run_with_iobinding(binding)
+    np.testing.assert_array_equal(binding.copy_outputs_to_cpu()[0], wanted)
+
+
 @pytest.mark.parametrize(
     "op, shape",
     [

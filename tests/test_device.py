@@ -39,7 +39,7 @@ SCRATCH = 8 << 20  # of the operators: engine/src/device_ops.cpp
 @pytest.mark.parametrize("variant", ["rlsd", "rlsd-nonaug"])
 @pytest.mark.parametrize("operator", ["inpainting", "saturate"])
 def test_agreement(fake, bundle, operator, variant, repulsion, gamma):
-    params = Params(variant=variant, repulsion=repulsion, gamma=gamma, **PARAMS)
+    params = Params(variant=variant, repulsion=repulsion, gamma=gamma, **{**PARAMS, "lr_x": 0.08})
     job = make_job(NETS, operator, particles=3, seed=2**40 + 3, item=7, params=params)
     with Engine(bundle, device="cuda:0") as engine:
         (result,) = engine.reconstruct([job])
@@ -289,8 +289,14 @@ def test_tuning_decides_the_batches(fake, bundle, tmp_path, capsys):
         measured = [f"batch {size} {ms}" for size, ms in zip((1, 2, 4), times)]
         (path / "tuning.txt").write_text("\n".join([*lines[:3], *measured, ""]))
         assert tick_grids(fake, path, job) == grids
-    elsewhere = ["rlsd-tuning 1", "device Other GPU", *lines[2:]], [*lines[:2], "bundle " + "0" * 64, *lines[3:]]
-    for broken in (*elsewhere, lines[:4], [*lines[:3], "batch 1 fast"]):
+    measured = ["batch 1 3", "batch 2 4", "batch 4 9"]
+    others = (
+        ["rlsd-tuning 2", *lines[1:]],
+        [lines[0], "device Other GPU", *lines[2:]],
+        [*lines[:2], "bundle " + "0" * 64],
+    )
+    wrong = ("batch 1 fast", "batch 1 0", "batch 1 -3", "seat 1 3")
+    for broken in (*(each[:3] + measured for each in others), lines[:4], *([*lines[:3], w, *measured] for w in wrong)):
         (path / "tuning.txt").write_text("\n".join([*broken, ""]))
         with Engine(path) as engine:
             assert "tuned" not in engine.describe()

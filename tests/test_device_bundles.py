@@ -50,13 +50,14 @@ def refused(bundle: Path, words: str, status: Status = Status.BAD_BUNDLE) -> Non
 
 START = "kernel start 90 start.sm_90.cubin start_kernel 4 1024"
 LINES = [
-    (START, "takes a name, an architecture, a file, an entry, warps, bytes and arguments"),
+    (f"{START} whole:*i32", "takes a name, an architecture, a file, an entry, warps, bytes and arguments"),
     (f"{START} whole:*i32 BLOCK", "'BLOCK' is neither name:type nor NAME=value"),
     (f"{START} whole:*i32 BLOCK=much", "'much' is not a whole number"),
     (f"{START.replace(' 4 1024', ' 33 1024')} whole:*i32 BLOCK=1", "'33' is not a whole number from 1 to 32"),
     (f"{START} whole:*i32 BLOCK=1", "kernel 'start' stands twice"),
     ("cotangent_scale decoder 2.0", "the scale of 'decoder' stands twice"),
     ("cotangent_scale encoder -1", "'-1' is not a positive number"),
+    ("cotangent_scale encoder 0", "'0' is not a positive number"),
     ("cotangent_scale encoder 1e30", "'1e30' is not a positive number"),
     ("cotangent_scale encoder 1.0x", "'1.0x' is not a positive number"),
     ("cotangent_scale encoder nan", "'nan' is not a positive number"),
@@ -154,6 +155,59 @@ def test_a_weight_beyond_the_end_of_its_file(fake, altered, offset):
 
     edit(altered, "decoder", move)
     refused(altered, "weight '.*' lies beyond the end of weights.bin")
+
+
+def test_a_weight_whose_place_is_no_number(fake, altered):
+    def spoil(graph) -> None:
+        tensor = next(each for each in graph.initializer if each.data_location == onnx.TensorProto.EXTERNAL)
+        next(entry for entry in tensor.external_data if entry.key == "offset").value = "64x"
+
+    edit(altered, "decoder", spoil)
+    refused(altered, "a model says that its weights lie at '64x'")
+
+
+def packed(model: onnx.ModelProto) -> bytes:
+    """The model with each shape as one field, as proto3's encoders write it; onnx has a field for each dimension."""
+
+    def number(value: int) -> bytes:
+        return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + number(value >> 7)
+
+    def field(key: int, content: bytes) -> bytes:
+        return bytes([key << 3 | 2]) + number(len(content)) + content
+
+    tensors = b""
+    for tensor in model.graph.initializer:
+        shape = field(1, b"".join(map(number, tensor.dims))) if tensor.dims else b""
+        tensor.ClearField("dims")
+        tensors += field(5, shape + tensor.SerializeToString())
+    model.graph.ClearField("initializer")
+    graph = model.graph.SerializeToString() + tensors
+    model.ClearField("graph")
+    return model.SerializeToString() + field(7, graph)
+
+
+def test_shapes_in_the_other_encoding(fake, altered):
+    with Engine(altered) as engine:
+        (wanted,) = engine.reconstruct([JOB])
+    for path in altered.glob("*.onnx"):
+        path.write_bytes(packed(onnx.load(path, load_external_data=False)))
+    seal(altered, lines_of(altered))
+    with Engine(altered) as engine:
+        (found,) = engine.reconstruct([JOB])
+    assert found.particles.tobytes() == wanted.particles.tobytes()
+
+
+def test_graphs_that_hold_their_weights_themselves(fake, altered):
+    """A bundle without a file of weights."""
+    with Engine(altered) as engine:
+        (wanted,) = engine.reconstruct([JOB])
+    for path in altered.glob("*.onnx"):
+        path.write_bytes(onnx.load(path).SerializeToString())
+    (altered / "weights.bin").unlink()
+    seal(altered, [line for line in lines_of(altered) if not line.startswith("weights ")])
+    with Engine(altered) as engine:
+        (found,) = engine.reconstruct([JOB])
+    assert found.particles.tobytes() == wanted.particles.tobytes()
 
 
 def tensor_info(name: str, size: int) -> onnx.ValueInfoProto:

@@ -12,7 +12,7 @@ from tiny import CONTEXT, OPERATORS, make_job, make_nets, reference
 from rlsd.engine import Engine, Params
 
 NETS = make_nets()
-PARAMS = {"steps": 51, "lr_x": 0.05, "lr_z": 0.05, "lambda_": 0.3, "repulsion_until": 0.8}
+PARAMS = {"steps": 51, "lr_x": 0.08, "lr_z": 0.05, "lambda_": 0.3, "repulsion_until": 0.8}
 
 
 @pytest.fixture(scope="module", params=[1, 3], ids=["B=1", "B=3"])

@@ -8,11 +8,13 @@ import pytest
 
 pytest.importorskip("onnx")
 from bundle_factory import GraphWriter, decoder_pull, facts_of, manifest, pack_weights, write_bundle
-from tiny import HIDDEN, IMAGE, LATENT, M, P, make_job, make_nets, null_context, submit_zeros
+from tiny import HIDDEN, IMAGE, LATENT, M, P, Twin, make_job, make_nets, null_context, submit_zeros
 
-from rlsd.engine import Engine, Params, RlsdError, Status
+from rlsd.engine import Engine, Params, RlsdError, Status, native
 
 NETS = make_nets()
+GAIN, LOUD = "operator_param saturate gain 1", "named_context loud context.loud.f32"
+DECODER, TAKEN = "graph decoder 1 decoder.b1.onnx", ("x", "y", "t", "loss", "grad")
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +95,7 @@ def test_nothing_but_regular_files(bundle, good):
         ("latent 4 2 2", "latent 2 2 3", "2.*2.*3"),
         ("latent 4 2 2", "latent 2 2 -2", "-2"),
         ("latent 4 2 2", "latent 2  2 2", "single space"),
-        ("latent 4 2 2", "latent 4294967296 4294967296 4294967296", "too many|4294967296"),
+        ("latent 4 2 2", "latent 4294967296 4294967296 4294967296", "the shape has too many elements"),
         ("latent 4 2 2", "latent 99999999999999999999 1 1", "99999999999999999999"),
         ("image 1 4 4", "image 1 4", "image"),
         ("image 1 4 4", "image 16 1 1", "image"),
@@ -120,6 +122,16 @@ def test_nothing_but_regular_files(bundle, good):
         ("operator_param saturate gain 1", "operator_param saturate gain 1\noperator_param saturate y 6", "'y'"),
         ("operator_param inpainting mask 1 4 4", "operator_param inpainting mask 1 4 5", "mask"),
         ("name tiny", "info nameless", "name"),
+        ("latent 4 2 2", "latent 16", "no line 'latent C H W'"),
+        ("context 2 3", "info nothing", "no line 'context'"),
+        ("null_context null_context.f32", "info nothing", "no line 'null_context'"),
+        ("name tiny", "name tiny\nname other", "'name' stands twice"),
+        ("operator saturate 6", "operator saturate 6\noperator saturate 6", "operator 'saturate' stands twice"),
+        ("operator saturate 6", "operator saturate 1 1 1 1 1 1 6", "a shape has 1 to 6 dimensions"),
+        (GAIN, f"{GAIN}\n{GAIN}", "parameter 'gain' of operator 'saturate' stands twice"),
+        *((GAIN, f"{GAIN}\noperator_param saturate {taken} 1", f"be called '{taken}'") for taken in TAKEN),
+        (LOUD, f"{LOUD}\n{LOUD}", "context 'loud' stands twice"),
+        (DECODER, f"{DECODER}\n{DECODER}", "graph 'decoder' for batch 1 stands twice"),
     ],
 )
 def test_manifests_that_are_wrong_though_sealed(bundle, old, new, words):
@@ -229,6 +241,65 @@ def test_tools(good):
             with pytest.raises(RlsdError, match=words) as raised:
                 call()
             assert raised.value.status == Status.INVALID_ARGUMENT
+
+
+def test_graphs_give_what_they_are_asked_for(good):
+    """Each output in its shape, against the formulas."""
+    rng = np.random.default_rng(1)
+    x, z, phi = (rng.standard_normal((3, *shape)).astype(np.float32) for shape in (IMAGE, LATENT, (5,)))
+    job = make_job(NETS, "saturate")
+    twin, flat = Twin(NETS, job), x.reshape(3, -1)
+    hidden, pixels = (each.astype(np.float32) for each in twin.layers(z.reshape(3, -1)))
+    y = np.repeat(job.y[None], 3, 0)
+    with Engine(good) as engine:
+        pulled = engine.evaluate("decoder_pull", ["z_cotangent"], cotangent=x, hidden=hidden, pixels=pixels)
+        spread = engine.evaluate("features_pull", ["image_cotangent"], image=x, cotangent=phi)
+        loss = engine.evaluate("operator.saturate.loss", ["loss", "grad"], x=x, y=y, gain=np.full((3, 1), 1.5))
+        with pytest.raises(ValueError, match="output 'hidden' of graph 'decoder' has no known shape"):
+            engine.evaluate("decoder", ["hidden"], z=z)
+    wanted = {
+        "z_cotangent": twin.decode_pull(z.reshape(3, -1), flat).reshape(3, *LATENT),
+        "image_cotangent": twin.features_pull(flat, phi).reshape(3, *IMAGE),
+        "loss": 0.5 * ((twin.measure(flat) - job.y) ** 2).mean(1),
+        "grad": twin.data_gradient(flat).reshape(3, *IMAGE),
+    }
+    for name, value in (pulled | spread | loss).items():
+        np.testing.assert_allclose(value, wanted[name], rtol=1e-4, atol=1e-5, err_msg=name)
+        assert value.shape == wanted[name].shape
+
+
+def test_a_file_that_changes_while_the_bundle_is_open(bundle):
+    """What Python reads later is what the core verified, or nothing."""
+    path = bundle / "context.loud.f32"
+    with Engine(bundle) as engine:
+        path.write_bytes(bytes(path.stat().st_size))
+        with pytest.raises(RlsdError, match=r"context\.loud\.f32: was altered") as raised:
+            engine.context("loud")
+        assert raised.value.status == Status.BAD_BUNDLE
+        path.unlink()
+        with pytest.raises(RlsdError, match=r"context\.loud\.f32: cannot be read"):
+            engine.context("loud")
+        with pytest.raises(RlsdError, match=r"'quiet' is named but has no 'file' line"):
+            engine.file("quiet")
+
+
+def test_a_folder_whose_name_is_no_text():
+    with pytest.raises(RlsdError, match="nowhere") as raised:
+        Engine("/nowhere/\udcff")
+    assert raised.value.status == Status.BAD_BUNDLE
+
+
+def test_libraries_of_cuda_are_wanted_by_a_bundle_or_a_device(bundle, monkeypatch):
+    asked = []
+    monkeypatch.setattr(native, "preload_cuda", lambda: asked.append(1))
+    Engine(bundle).close()
+    assert not asked
+    with pytest.raises(RlsdError):
+        Engine(bundle, device="cuda:x")
+    assert len(asked) == 1
+    resealed(bundle, lambda lines: ["target cuda" if line == "target cpu" else line for line in lines])
+    refused(bundle, "cotangent_scale decoder")
+    assert len(asked) == 2
 
 
 def test_facts_are_lines(good):

@@ -167,13 +167,20 @@ def test_jobs_that_were_cancelled_count_as_done(bundle):
 
 
 def test_an_exception_in_the_callback_comes_back(bundle):
+    """At once, and once: it ends the run, and is none of the next one's."""
+    seen = []
+
     def progress(now):
-        raise KeyError("mine")
+        seen.append(now)
+        if len(seen) == 1:
+            raise KeyError("mine")
 
     with Engine(bundle, progress=progress) as engine:
         engine.submit(make_job(NETS, params=PARAMS))
         with pytest.raises(KeyError, match="mine"):
             engine.run()
+        assert len(seen) == 1
+        engine.run()
         assert engine.tick() == 0
 
 
@@ -240,6 +247,25 @@ def test_features_that_the_bundle_does_not_have(tmp_path):
 @pytest.mark.parametrize("value", [np.nan, np.inf, -1e30])
 def test_params_check_themselves(field, value):
     with pytest.raises(ValueError, match=re.escape(f"{field.rstrip('_')} is {value}")):
+        Params(**{field: value})
+
+
+@pytest.mark.parametrize("steps", [3.5, 4.0, "4", np.float64(3)])
+def test_steps_are_a_whole_number(steps):
+    """C would drop the rest."""
+    with pytest.raises(ValueError, match=re.escape(f"steps is {steps!r}, allowed is a whole number")):
+        Params(steps=steps)
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("steps", 1), ("repulsion_until", 1.001), ("beta2", 1), ("lr_x", 0), ("gamma", "3"), ("rho", None),
+        ("guidance", 1j), pytest.param("lambda_", 10**400, id="lambda_-too long for a float"),
+    ],
+)  # fmt: skip
+def test_params_that_no_range_has(field, value):
+    with pytest.raises(ValueError, match=f"^{field.rstrip('_')} is {value}, allowed is "):
         Params(**{field: value})
 
 

@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("onnx")
 from bundle_factory import write_bundle
+from corrupted_bundles import lines_of, seal
 from snapshot_case import Exchange, bytes_of, interrupted, spread
 from tiny import make_job, make_nets
 
@@ -118,13 +119,46 @@ def test_damaged_snapshots_are_refused(bundle):
     refused(bundle, replace(job, snapshot=snapshot + b"\0"))
 
 
+def forged(body: bytes) -> bytes:
+    """A snapshot whose checksum was made to fit."""
+    return body + hashlib.sha256(body).hexdigest().encode()
+
+
 @pytest.mark.parametrize("step", [-1, 15])
 def test_a_snapshot_with_a_step_that_the_job_does_not_have(bundle, step):
-    """Its checksum made to fit: there is no timestep for it."""
-    snapshot = snapshot_after(bundle, jobs()[0], 2)
-    body = snapshot[:12] + step.to_bytes(4, "little", signed=True) + snapshot[16:-64]
-    forged = body + hashlib.sha256(body).hexdigest().encode()
-    assert f"step {step}, which do not fit the job" in refused(bundle, replace(jobs()[0], snapshot=forged))
+    """There is no timestep for it."""
+    body = snapshot_after(bundle, jobs()[0], 2)[:-64]
+    body = body[:12] + step.to_bytes(4, "little", signed=True) + body[16:]
+    assert f"step {step}, which do not fit the job" in refused(bundle, replace(jobs()[0], snapshot=forged(body)))
+
+
+def test_a_snapshot_of_another_format_or_size(bundle):
+    """What its head says of its length has to be so: it is copied from there."""
+    body = snapshot_after(bundle, jobs()[0], 2)[:-64]
+    for at, value, words in (
+        (0, b"x", "not one of this library"),
+        (8, b"\2", "has format 2, allowed is 1"),
+        (24, b"\0", "do not fit the job"),  # neither particles
+        (25, b"\0", "do not fit the job"),  # nor a trace
+    ):
+        other = body[:at] + value + body[at + 1 :]
+        assert words in refused(bundle, replace(jobs()[0], snapshot=forged(other))), words
+    for other in (body[:-4], body + bytes(4), body[:96]):
+        assert "do not fit the job" in refused(bundle, replace(jobs()[0], snapshot=forged(other)))
+    assert "at least 160 are needed" in refused(bundle, replace(jobs()[0], snapshot=body[:159]))
+    without = snapshot_after(bundle, replace(jobs()[0], trace=False), 2)[:-64]
+    short = without[:25] + b"\1" + without[26:]
+    assert "do not fit the job" in refused(bundle, replace(jobs()[0], snapshot=forged(short)))
+
+
+def test_a_snapshot_of_another_operator_is_refused(tmp_path):
+    """One with the same shapes and the same measurement."""
+    path = write_bundle(tmp_path / "bundle", NETS, 1)
+    same = [line.replace("inpainting", "painting", 1) for line in lines_of(path) if "inpainting" in line]
+    seal(path, [*lines_of(path), *same])
+    job = jobs()[0]
+    snapshot = snapshot_after(path, job, 2)
+    assert "another bundle, request" in refused(path, replace(job, operator="painting", snapshot=snapshot))
 
 
 def test_a_trace_needs_a_snapshot_with_one(bundle):
@@ -132,9 +166,12 @@ def test_a_trace_needs_a_snapshot_with_one(bundle):
     snapshot = snapshot_after(bundle, job, 2)
     assert "no trace" in refused(bundle, replace(job, trace=True, snapshot=snapshot))
     with_trace = snapshot_after(bundle, replace(job, trace=True), 2)
+    unbegun = snapshot_after(bundle, job, 0)
     with Engine(bundle) as engine:
         found, wanted = engine.reconstruct([replace(job, snapshot=with_trace), job])
+        traced, again = engine.reconstruct([replace(job, trace=True), replace(job, trace=True, snapshot=unbegun)])
     assert bytes_of(found) == bytes_of(wanted)
+    assert bytes_of(again) == bytes_of(traced)
 
 
 # ------------------------------------------------------------ several engines

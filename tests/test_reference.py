@@ -95,6 +95,14 @@ def test_no_cancellation_among_close_particles():
     np.testing.assert_allclose(repulsion(phi)[0], wanted, atol=1e-5 * np.abs(wanted).max())
 
 
+def test_repulsion_of_arrays_of_other_kinds():
+    """float64, and columns first: the core gets a copy."""
+    phi = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
+    for same in (phi.astype(np.float64), np.asfortranarray(phi), phi.repeat(2, 0)[::2]):
+        for found, wanted in zip(repulsion(same), repulsion(phi)):
+            assert found.tobytes() == wanted.tobytes()
+
+
 def test_one_particle_has_nobody_to_repel():
     g, h = repulsion(np.ones((1, 3), np.float32))
     assert not g.any() and h[0] == 0

@@ -34,6 +34,11 @@ def test_devices_that_are_none(bundle, device):
     refused(lambda: Engine(bundle, device=device), "allowed is cpu")
 
 
+@pytest.mark.parametrize("name, value", [("threads", 1025), ("threads", -1), ("max_particles", -1)])
+def test_options_out_of_range(bundle, name, value):
+    refused(lambda: Engine(bundle, **{name: value}), f"{name} is {value}, allowed is 0")
+
+
 def test_a_library_that_is_not_onnxruntime(bundle):
     refused(lambda: Engine(bundle, onnxruntime=str(library_path())), "OrtGetApiBase", Status.NO_RUNTIME)
 
@@ -57,13 +62,60 @@ def test_null_and_numbers_that_are_too_large(bundle):
     for n, d in ((2**24 + 1, 1), (1, 2**28 + 1), (-1, 1), (1, 0)):
         given = (numbers, c.c_int64(n), c.c_int64(d), c.c_uint64(0), c.c_uint32(0), c.c_uint32(0), numbers, None)
         assert lib.rlsd_repulsion_gradient(*given) == Status.INVALID_ARGUMENT
+    for phi, g in ((None, numbers), (numbers, None)):
+        assert lib.rlsd_repulsion_gradient(phi, 1, 4, 0, 0, 0, g, None) == Status.INVALID_ARGUMENT
     params = native.ParamsStruct()
     assert lib.rlsd_params_init(params, c.c_size_t(1 << 20)) == Status.INVALID_ARGUMENT
+    assert lib.rlsd_engine_stats(None, native.StatsStruct()) == Status.INVALID_ARGUMENT
     with Engine(bundle) as engine:
+        assert lib.rlsd_engine_stats(engine._pointer, None) == Status.INVALID_ARGUMENT
+        handle = engine.submit(make_job(NETS, params=Params(steps=3)))
+        assert handle.info().seconds == 0
+        assert lib.rlsd_job_query(handle._pointer, None) == Status.INVALID_ARGUMENT
+        handle.release()
         for arguments in ((None, c.c_size_t(1), None, c.c_size_t(0)), (None, c.c_size_t(0), None, c.c_size_t(1))):
             status = lib.rlsd_evaluate(engine._pointer, b"decoder", c.c_int64(1), *arguments)
             assert status == Status.INVALID_ARGUMENT
         refused(lambda: engine.evaluate("decoder", ["image"], z=np.zeros((0, *LATENT), np.float32)), "count is 0")
+
+
+def test_tensors_without_a_name_or_data(bundle):
+    """Of a C program: none is taken for another, and nothing is written."""
+    lib, numbers = library(), (c.c_float * 16)(*[7] * 16)
+    z, image, nothing, nameless = (
+        native.TensorStruct(name, data, 16, 1)
+        for name, data in ((b"z", c.addressof(numbers)), (b"image", c.addressof(numbers)), (b"z", None),
+                           (None, c.addressof(numbers)))
+    )  # fmt: skip
+    many = lambda *tensors: (native.TensorStruct * len(tensors))(*tensors)  # noqa: E731
+    with Engine(bundle) as engine:
+        for inputs, outputs, words in (
+            (many(nothing), many(image), b"'z' has no data"),
+            (many(nameless), many(image), b"needs input 'z'"),
+            (many(z), many(nameless), b"has no output ''"),
+            (many(z), many(native.TensorStruct(b"image", None, 16, 1)), b"'image' has no data"),
+            (many(z), many(native.TensorStruct(b"image", c.addressof(numbers), 16, 2)), b"'image' has dtype 2, 1 is"),
+        ):
+            given = (engine._pointer, b"decoder", 1, inputs, len(inputs), outputs, len(outputs))
+            assert lib.rlsd_evaluate(*given) == Status.INVALID_ARGUMENT
+            assert words in lib.rlsd_last_error()
+        assert set(numbers) == {7.0}
+        assert lib.rlsd_evaluate(engine._pointer, b"decoder", 1, many(nameless, z), 2, many(image), 1) == Status.OK
+        assert 7.0 not in numbers
+
+
+def test_samples_that_do_not_fill_the_last_batch(bundle):
+    """3 of batches of 2: nothing is written behind them."""
+    numbers, z = np.full((4, *IMAGE), 7, np.float32), np.random.default_rng(0).standard_normal((3, *LATENT), np.float32)
+    with Engine(bundle) as engine:
+        given = (
+            native.TensorStruct(b"z", z.ctypes.data, z.size, 1),
+            native.TensorStruct(b"image", numbers.ctypes.data, 48, 1),
+        )
+        assert library().rlsd_evaluate(engine._pointer, b"decoder", 3, given[0], 1, given[1], 1) == Status.OK
+        for i in range(3):
+            np.testing.assert_array_equal(numbers[i], engine.evaluate("decoder", ["image"], z=z[i : i + 1])["image"][0])
+    assert (numbers[3] == 7).all()
 
 
 def test_a_network_can_be_evaluated_at_timesteps(bundle):
@@ -73,6 +125,8 @@ def test_a_network_can_be_evaluated_at_timesteps(bundle):
         assert np.isfinite(eps).all() and not np.array_equal(eps[0], eps[1])
         late = {"z_t": z, "t": np.array([0, 5, 120]), "context": context}
         refused(lambda: engine.evaluate("denoiser", ["eps"], **late), "indices", Status.RUNTIME_ERROR)
+        real = {"z_t": z, "t": np.array([0.0, 5.0, 119.0]), "context": context}
+        refused(lambda: engine.evaluate("denoiser", ["eps"], **real), "'t' has dtype 1, 2 is needed")
 
 
 def test_a_request_to_cancel_that_finds_nothing_running(bundle):
@@ -108,6 +162,18 @@ def test_jobs_that_are_dropped_while_they_wait(bundle):
         assert engine.tick() == 2  # nor are they counted
         engine.run()
         assert first.result().particles.any() and third.result().particles.any()
+
+
+def test_a_job_that_is_dropped_leaves_zeros(bundle):
+    """At once, and for good: the caller may free its arrays."""
+    with Engine(bundle) as engine:
+        handle = engine.submit(make_job(NETS, params=Params(steps=9), trace=True))
+        engine.tick()
+        assert handle._trace.any()
+        handle.release()
+        for _ in range(2):
+            assert not handle._trace.any() and not handle._particles.any()
+            assert engine.tick() == 0
 
 
 def test_a_graph_that_fails_while_it_runs_ends_its_jobs_alone(tmp_path):
