@@ -275,7 +275,12 @@ class Engine:
             known = ", ".join(self.operators)
             raise RlsdError(Status.INVALID_ARGUMENT, f"operator {operator!r} is not in the bundle: allowed is {known}")
         shapes = self.operators[operator].params
-        each = {k: np.broadcast_to(v, (len(x), *shapes[k])) if k in shapes else v for k, v in params.items()}
+        for name in params.keys() - shapes.keys():
+            allowed = ", ".join(shapes) or "none"
+            raise RlsdError(
+                Status.INVALID_ARGUMENT, f"operator {operator!r} has no parameter {name!r}: allowed is {allowed}"
+            )
+        each = {k: np.broadcast_to(v, (len(x), *shapes[k])) for k, v in params.items()}
         return self.evaluate(f"operator.{operator}.forward", ["y"], x=x, **each)["y"]
 
     def features(self, images: np.ndarray) -> np.ndarray:

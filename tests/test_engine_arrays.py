@@ -12,7 +12,7 @@ pytest.importorskip("onnx")
 from bundle_factory import write_bundle
 from tiny import CONTEXT, IMAGE, LATENT, make_job, make_nets
 
-from rlsd.engine import Engine, Params, native
+from rlsd.engine import Engine, Params, RlsdError, native
 from rlsd.engine.core import Handle
 from rlsd.engine.dlpack import DeviceArray, _Tensor, on_device
 
@@ -175,3 +175,14 @@ def test_a_caller_may_change_a_context(engine):
 def test_onnxruntime_that_is_not_installed(monkeypatch):
     monkeypatch.setattr(native.importlib.util, "find_spec", lambda name: None)
     assert native.find_onnxruntime() is None
+
+
+def test_a_parameter_that_the_operator_has_not(engine):
+    x = np.zeros((2, *IMAGE), np.float32)
+    mask = np.ones(IMAGE, np.float32)
+    for operator, more, allowed in (("inpainting", {"musk": mask}, "mask"), ("saturate", {"mask": mask}, "gain")):
+        right = {"mask": mask} if operator == "inpainting" else {"gain": np.ones(1, np.float32)}
+        with pytest.raises(
+            RlsdError, match=f"'{operator}' has no parameter '{next(iter(more))}': allowed is {allowed}"
+        ):
+            engine.measure(operator, x, **right, **more)
