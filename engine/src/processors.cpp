@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <fstream>
 #include <limits>
+#include <sstream>
 #include <thread>
 
 namespace rlsd {
@@ -19,6 +20,15 @@ constexpr struct {
     const char *controller, *at;
 } mounts[] = {
     {"", "sys/fs/cgroup"}, {"", "sys/fs/cgroup/unified"}, {"cpu", "sys/fs/cgroup/cpu"}, {"cpu", "sys/fs/cgroup/cpu,cpuacct"}};
+
+// Whether a list such as "cpu,cpuacct" has that name; the empty list has the empty one.
+bool names(const std::string &list, const std::string &wanted) {
+    if (list.empty()) return wanted.empty();
+    std::istringstream words(list);
+    for (std::string word; std::getline(words, word, ',');)
+        if (word == wanted) return true;
+    return false;
+}
 
 std::ifstream opened(const fs::path &file) {
     std::ifstream stream(file);
@@ -43,7 +53,7 @@ double processor_share(const std::string &root) {
     std::string number, controllers, path;
     while (std::getline(lines, number, ':') && std::getline(lines, controllers, ':') && std::getline(lines, path))
         for (const auto &mount : mounts) {
-            if (("," + controllers + ",").find("," + std::string(mount.controller) + ",") == std::string::npos) continue;
+            if (!names(controllers, mount.controller)) continue;
             // A container may see its own group as the mount's root, so that only that is there.
             for (fs::path group = fs::path(path).relative_path();; group = group.parent_path()) {
                 least = std::min(least, share_in(top / mount.at / group));

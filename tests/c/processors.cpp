@@ -52,6 +52,7 @@ int main() {
           {{own, "1:cpu:/\n"}, {first + "cpu.cfs_quota_us", "-1\n"}, {first + "cpu.cfs_period_us", "100000\n"}});
     check("not the processors' hierarchy", none,
           {{own, "3:cpuset:/a\n"}, {first + "a/cpu.cfs_quota_us", "200000\n"}, {first + "a/cpu.cfs_period_us", "100000\n"}});
+    check("another hierarchy's path is none of version 2", none, {{own, "3:cpuset:/a\n"}, {second + "a/cpu.max", "50000 100000\n"}});
     check("both hierarchies mounted", 4,
           {{own, "1:cpu:/\n0::/a\n"}, {"sys/fs/cgroup/unified/a/cpu.max", "400000 100000\n"}, {first + "cpu.cfs_quota_us", "-1\n"}});
     for (const char *nonsense : {"", "0 0\n", "100000\n", "-5 100000\n", "100000 0\n", "x y\n"})
