@@ -118,8 +118,8 @@ class Graph:
         given += [more if added else None, *first] if added or first else []
         self.add("GroupNormPullNhwc", given, [name], [wanted], groups=groups, silu=1)
 
-    def pull_phases(self, name: str, added: bool) -> None:
-        shape, groups = (2, 6, 4, 32), 4
+    def pull_phases(self, name: str, added: bool, shape: tuple[int, ...] = (2, 6, 4, 32)) -> None:
+        groups = 4
         cotangent, x, more = (normal(*shape, kind=self.kind) for _ in range(3))
         weight, bias = 1 + normal(shape[-1]), normal(shape[-1])
         _, mean, rstd = naive.group_norm(*map(torch.tensor, (x, weight, bias)), groups, EPSILON, True)
@@ -182,6 +182,7 @@ def add_narrow(graph: Graph) -> None:
     """What bundles have in halves only."""
     graph.pull_phases("pulled phases", added=False)
     graph.pull_phases("pulled phases and more", added=True)
+    graph.pull_phases("more phases than pixels", added=False, shape=(1, 16, 32, 32))  # which fill a program
     graph.narrow_conv("from three planes", (2, 3, 5, 7), 144, first=1, bias=False)
     graph.narrow_conv("from four channels", (2, 5, 7, 4), 16, first=0, bias=True)
     graph.taps("three", 3, [".taps", ".mean", ".rstd"], rows=2)

@@ -169,6 +169,14 @@ def test_a_constant_group_gives_the_bias() -> None:
     assert np.isfinite(flat.pull()).all()
 
 
+def test_a_constant_group_of_large_values_has_no_variance() -> None:
+    """Their sum in float32 misses the mean, and what it misses is no deviation."""
+    c = case((1, 4, 33, 31), 2, 0)
+    for value in (1e5 / 3, 1e7 / 3):
+        flat = Case(np.full_like(c.x, value), c.cotangent, c.weight, c.bias, 2, 0)
+        np.testing.assert_allclose(flat.forward()[2], 1 / np.sqrt(EPSILON), rtol=1e-6)
+
+
 def test_silu_from_one_end_to_the_other() -> None:
     """Weight 0 and bias u make u the pre-activation."""
     u = np.concatenate([np.linspace(-100, 100, 20011), np.linspace(-1e4, 1e4, 1001), [0, 1e-30, -1e-30, np.nan]])
@@ -270,6 +278,9 @@ def test_static_shapes_are_inferred() -> None:
     node = helper.make_node("GroupNorm", INPUTS["GroupNorm"], ["y"], domain="rlsd", groups=2)
     graph = helper.make_graph([node], "test", shaped, [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)])
     assert open_session(serialized(graph)).get_outputs()[0].shape == [2, 6, 4, 3]
+    shaped[0] = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 6, 4, 3])  # unknown: nothing is said
+    graph = helper.make_graph([node], "test", shaped, [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)])
+    assert -1 not in open_session(serialized(graph)).get_outputs()[0].shape
 
 
 @pytest.mark.parametrize(
@@ -304,6 +315,7 @@ def test_wrong_shapes_of_the_pull_back_are_named(name: str) -> None:
         ({}, "GroupNorm: groups"),
         ({"groups": 0}, "GroupNorm: groups is 0, at least 1 is needed"),
         ({"groups": 2, "epsilon": -1.0}, "GroupNorm: epsilon is -1.0*, at least 0 is needed"),
+        ({"groups": 2, "epsilon": float("nan")}, "GroupNorm: epsilon is nan, at least 0 is needed"),
     ],
 )
 def test_wrong_attributes_are_named(attributes: dict[str, Any], message: str) -> None:

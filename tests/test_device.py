@@ -26,9 +26,11 @@ pytest.importorskip("onnx")
 from bundle_factory import write_bundle
 from device_case import NETS, PARAMS, TOLERANCE, bundle_fixture, difference, fake_fixture, jobs_of_all_kinds  # noqa: F401
 from hosted import hosted_bundle
-from tiny import CONTEXT, make_job, reference
+from tiny import CONTEXT, IMAGE, LATENT, TIMESTEPS, make_job, reference
 
-from rlsd.engine import Engine, Job, OperatorInfo, Params, RlsdError, dlpack
+from rlsd.engine import Engine, Job, OperatorInfo, Params, RlsdError, Status, dlpack
+from rlsd.engine.arrays import tensor_structs
+from rlsd.engine.native import check, library
 from rlsd.pipeline import cli, tuning
 from rlsd.pipeline.plan import read_plan
 
@@ -122,6 +124,19 @@ def test_graphs_can_be_evaluated(fake, bundle, tmp_path):
         np.testing.assert_allclose(found, want, rtol=1e-6)
         with pytest.raises(RlsdError, match="needs input 'z'"):
             engine.evaluate("decoder", ["image"], y=z)
+        with pytest.raises(RlsdError, match="indices") as raised:  # as the graph runs
+            engine.evaluate("denoiser", ["eps"], z_t=z, t=t + TIMESTEPS, context=context)
+        assert raised.value.status == Status.RUNTIME_ERROR
+
+
+def test_an_evaluation_writes_what_is_asked_for_alone(fake, bundle):
+    """5 samples in batches of 4: not the second batch's other 3."""
+    room = np.full((8, *IMAGE), 7, np.float32)
+    given, z = tensor_structs({"z": np.zeros((5, *LATENT), np.float32)})
+    wanted, images = tensor_structs({"image": room[:5]})
+    with Engine(bundle) as engine:
+        check(library().rlsd_evaluate(engine._pointer, b"decoder", 5, given, len(z), wanted, len(images)))
+    assert (room[:5] != 7).all() and (room[5:] == 7).all()
 
 
 def test_facts_of_the_device(fake, tmp_path):
@@ -130,6 +145,10 @@ def test_facts_of_the_device(fake, tmp_path):
     with Engine(path) as engine:
         assert engine.on_gpu and engine.describe()["device"] == ["Fake GPU"]
         assert engine.describe()["capability"] == ["90"] and engine.bytes_per_particle == 120
+    notes = ["info kept decoder 2 200", "info kept features 2 40"]  # of a batch
+    path = hosted_bundle(write_bundle(tmp_path / "pairs", NETS, 2), tmp_path / "cuda pairs", notes=notes)
+    with Engine(path) as engine:
+        assert engine.bytes_per_particle == 120
 
 
 class OnDevice:

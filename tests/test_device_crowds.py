@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -39,3 +40,22 @@ def test_a_crowd_of_any_size_agrees(fake, bundle, particles, repulsion, kernel):
     np.testing.assert_allclose(found.trace, wanted_trace(NETS, job), rtol=2e-2)  # losses and bandwidths
     launched = {line.split()[1] for line in fake.log() if line.startswith("cuLaunchKernel repulsion_")}
     assert kernel in launched and len(launched) == (3 if particles > 64 else 2)
+
+
+def test_a_crowd_whose_distances_do_not_fit_goes_strip_by_strip(fake, monkeypatch, tmp_path):
+    """A strip that is not all of them has no tile to copy from the other side of the diagonal. No kernel runs here:
+    that would take minutes."""
+    bundle = hosted_bundle(write_bundle(tmp_path / "cpu", NETS, 1024), tmp_path / "cuda")
+    strips = []
+
+    def note(known, line, grid, values):
+        if line.split()[1] == "repulsion_distances_16":
+            names = [word.split(":")[0] for word in line.split() if ":" in word]
+            given = dict(zip(names, values))
+            strips.append([struct.unpack("<i4x", given[name])[0] for name in ("first", "rows", "mirror")])
+
+    monkeypatch.setattr(fake, "_run", note)
+    params = Params(gamma=5.0, repulsion="latent", **{**PARAMS, "steps": 2})
+    with Engine(bundle) as engine:
+        engine.reconstruct([make_job(NETS, particles=8300, params=params)])
+    assert strips == [[0, 8064, 0], [8064, 8064, 0]]

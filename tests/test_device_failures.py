@@ -116,6 +116,7 @@ def test_device_and_bundle_have_to_fit(fake, bundle, tmp_path):
     for path, device, words in (
         (bundle, "cpu", "exported for 'cuda'"),
         (cpu, "cuda:0", "exported for 'cpu'"),
+        (bundle, "cuda:1", "this machine has 1 of them"),
         (bundle, "cuda:7", "this machine has 1 of them"),
         (bundle, "cuda:", "allowed is cpu, or cuda:0"),
         (bundle, "tpu", "allowed is cpu, or cuda:0"),

@@ -154,6 +154,16 @@ def test_a_state_that_cannot_grow_stays_whole(fake, bundle, first, failing):
     assert found == [Status.OUT_OF_MEMORY, *[Status.OK] * 4]
 
 
+def test_a_job_that_had_no_memory_to_be_drawn_is_drawn_again(fake, bundle):
+    """Once the seats of the job before have made room; in its place lies what that one left."""
+    job = make_job(NETS, particles=2, params=Params(**SHORT))
+    with Engine(bundle) as engine:
+        (wanted,) = engine.reconstruct([job])
+        fake.fail("cuMemHostAlloc", 1, 2)
+        (found,) = engine.reconstruct([job])
+    assert found.particles.tobytes() == wanted.particles.tobytes()
+
+
 def used(fake) -> int:
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
     with fake.context():
@@ -208,6 +218,20 @@ def test_a_seat_that_has_no_memory_for_one_more_operator(fake, bundle, nth):
         assert ends_with(engine, 4) == Status.OK
         fake.fail("cuMemAlloc_v2", nth)
         assert ends_with(engine, 4, "saturate") == Status.OK
+
+
+def test_an_operator_whose_first_run_had_no_memory_is_run_again(fake, bundle):
+    """A seat of the job before makes room; on a GPU a graph that has not run is not recorded yet."""
+    fake.run_kernels(False)
+    with Engine(bundle) as engine:
+        assert ends_with(engine, 5) == Status.OK
+        fake.clear_log()
+        fake.fail("cuLaunchHostFunc", 1, 2)
+        assert ends_with(engine, 4, "saturate") == Status.OK
+    log = fake.log()
+    tick = next(i for i, line in enumerate(log) if line.startswith("cuEventRecord"))
+    runs = [line for line in log[:tick] if line.startswith("cuLaunchHostFunc")]
+    assert [line.endswith("-> 2") for line in runs] == [True, False]
 
 
 def test_more_particles_than_a_grid_has_rows(fake, bundle):

@@ -16,13 +16,25 @@ from rlsd.engine import Engine, RlsdError, Status
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.float32])
-def test_every_operator_is_its_definition(fake, tmp_path, kind):
+def test_every_operator_is_its_definition(fake, monkeypatch, tmp_path, kind):
     graph = graph_of_all(kind)
     bundle = bundle_of(tmp_path, features_graph(graph.nodes, graph.constants, graph.wanted))
+    widths, plain = set(), fake._run
+
+    def watch(known, line, grid, values):
+        names = [word.split(":")[0] for word in line.split() if ":" in word]
+        given = {name: int.from_bytes(raw[:4], "little") for name, raw in zip(names, values)}
+        if "group_norm" in line.split()[1] and given.get("width") not in (None, given.get("channels")):
+            widths.add(given["width"])
+        plain(known, line, grid, values)
+
+    monkeypatch.setattr(fake, "_run", watch)
     with Engine(bundle) as engine, watched(bounds=False):
         found = run(engine, graph.wanted)
     for name, want in graph.wanted.items():
         assert difference(found[name], want.astype(np.float32)) < 2e-3, name
+    bytes_of_parts = [width * np.dtype(kind).itemsize for width in widths]  # of a pixel, for one program each
+    assert bytes_of_parts and not any(size % 16 for size in bytes_of_parts)  # what the kernels were promised
     ending = {np.float16: "fp16", np.float32: "fp32"}[kind]
     launched = {line.split()[1] for line in fake.log() if line.startswith("cuLaunchKernel")}
     assert len(launched) == (26 if kind == np.float16 else 18) and all(name.endswith(ending) for name in launched)
@@ -51,9 +63,13 @@ REFUSED = [
     ("GroupNormPullNhwc", [X, X, *STATISTICS, *WEIGHTS, X, (1, 1, 1, 16)], 8, "x_bias has shape"),
     ("GroupNormPullNhwc", [(2, 3, 1, 32), X, *STATISTICS, *WEIGHTS], 8, r"input 0 has shape \[2, 3, 1, 32\]"),
     ("GroupNormPullNhwc", [X, X, (2, 4), (2, 8), *WEIGHTS], 8, r"input 2 has shape \[2, 4\], \[2, 8\] is needed"),
+    ("GroupNormPullNhwc", [X, X, (2, 8), (2, 4), *WEIGHTS], 8, r"input 3 has shape \[2, 4\], \[2, 8\] is needed"),
+    ("GroupNormPullNhwc", [X, X, *STATISTICS, (16,), (32,)], 8, r"input 4 has shape \[16\], \[32\] is needed"),
+    ("GroupNormPullNhwc", [X, X, *STATISTICS, (32,), (16,)], 8, r"input 5 has shape \[16\], \[32\] is needed"),
     ("GroupNormPullNhwc", [X, X, *STATISTICS, *WEIGHTS, (2, 6, 32)], 8, r"input 6 has shape \[2, 6, 32\]"),
     ("GroupNormPullNhwc", [(1, 1, 96)] * 2 + [(1, 1)] * 2 + [(96,)] * 2, 1, "no kernel 'group_norm_pull_sums_128_fp32"),
     ("GroupNormPullPhases", [(1, 3, 4, 32)] * 2 + [(1, 8)] * 2 + WEIGHTS, 8, r"x has .*, \[B, 2 H, 2 W, C\] is needed"),
+    ("GroupNormPullPhases", [(1, 4, 3, 32)] * 2 + [(1, 8)] * 2 + WEIGHTS, 8, "2 H, 2 W, C"),
     ("GroupNormPullPhases", [(1, 4, 32)] * 2 + [(1, 8)] * 2 + WEIGHTS, 8, "2 H, 2 W, C"),
     ("BiasResidual", [(32,), (32,)], None, r"x has shape \[32\]"),
     ("BiasResidual", [X, (16,)], None, r"input 1 has shape \[16\], \[32\] is needed"),

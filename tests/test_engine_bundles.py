@@ -74,6 +74,12 @@ def test_truncated_longer_and_missing_files(good, tmp_path):
             refused(bundle, "manifest" if file.name == "manifest.txt" else file.name.replace(".", r"\."))
 
 
+def test_a_manifest_has_a_mebibyte_at_most(bundle):
+    lines = "info room\n" * (1 << 17)
+    resealed(bundle, lambda facts: [*facts, *lines.splitlines()])
+    refused(bundle, r"manifest\.txt: has \d+ bytes, at most 1048576 are allowed")
+
+
 def test_nothing_but_regular_files(bundle, good):
     for make in (lambda path: path.symlink_to(good / path.name), os.mkfifo, os.mkdir):
         for name in ("weights.bin", "manifest.txt"):
@@ -156,6 +162,15 @@ def test_manifests_that_are_wrong_though_sealed(bundle, old, new, words):
     assert "\n" not in message
 
 
+def test_a_graph_that_was_refused_is_refused_again(bundle):
+    resealed(bundle, lambda lines: [line.replace("operator saturate 6", "operator saturate 7") for line in lines])
+    with Engine(bundle) as engine:
+        for _ in range(2):
+            with pytest.raises(RlsdError, match=r"'y' is float32 1x6, float32 1x7 is needed") as raised:
+                submit_zeros(engine, "saturate")
+            assert raised.value.status == Status.BAD_BUNDLE
+
+
 def test_files_that_no_line_names_are_not_read(bundle):
     (bundle / "notes.txt").write_text("not of the bundle")
     os.mkfifo(bundle / "pipe")
@@ -168,6 +183,21 @@ def test_a_table_with_impossible_values(bundle):
         table[3] = value
         (bundle / "alphas_cumprod.f64").write_bytes(table.tobytes())
         refused(resealed(bundle), "alphas_cumprod")
+    table[3] = 1  # no noise at all is possible
+    (bundle / "alphas_cumprod.f64").write_bytes(table.tobytes())
+    Engine(resealed(bundle)).close()
+
+
+@pytest.mark.parametrize("file", ["null_context.f32", "context.loud.f32"])
+def test_contexts_with_impossible_values(bundle, file):
+    """Named ones, too, though the engine itself never reads them."""
+    whole = (bundle / file).read_bytes()
+    for data, words in (
+        (whole[:-4], f"{file}: has 20 bytes, 24 are needed"),
+        (whole[:-4] + np.float32(np.nan).tobytes(), f"{file}: has a value that is not finite"),
+    ):
+        (bundle / file).write_bytes(data)
+        refused(resealed(bundle), words)
 
 
 def test_a_graph_that_is_garbage(bundle):
@@ -183,6 +213,12 @@ def test_a_graph_cannot_reach_other_files(tmp_path):
         graph = decoder_pull(GraphWriter(NETS, 1, beyond))
         graph = graph.replace(*change) if change else graph
         refused(write_bundle(tmp_path / name, NETS, instead={"decoder_pull": graph}), "decoder_pull.b1.onnx")
+
+
+def test_a_bundle_without_weights_does_not_find_them_in_the_working_directory(bundle, monkeypatch):
+    """Where ONNX Runtime would look for a file that nobody gives it."""
+    monkeypatch.chdir(bundle)
+    refused(resealed(bundle, lambda lines: [line for line in lines if line != "weights weights.bin"]), r"b1\.onnx")
 
 
 def test_a_pull_back_that_wants_what_the_decoder_does_not_give(tmp_path):

@@ -232,6 +232,18 @@ def test_numbers_of_others_that_are_not_finite(bundle):
     assert error.value.status is Status.NON_FINITE
 
 
+def test_particles_that_are_not_finite_are_shown_to_nobody(tmp_path):
+    """The job ends before it asks for theirs."""
+    nets, asked = make_nets(), []
+    nets.weights["b2"][:] = np.nan
+    job = make_job(NETS, particles=2, all_particles=3, params=Params(gamma=3.0, **PARAMS))
+    job = replace(job, gather=lambda rows, first, count: asked.append(first))
+    bundle = write_bundle(tmp_path / "bundle", nets, 2)
+    with Engine(bundle) as engine, pytest.raises(RlsdError, match=r"particle 0: the state became NaN .* at step 0"):
+        engine.reconstruct([job])
+    assert asked == []
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

@@ -114,6 +114,8 @@ def test_a_unet_of_other_latents_and_sizes_between_are_refused() -> None:
     unet = SimpleNamespace(in_channels=4, sample_size=8, block_out_channels=(8, 8))
     vae, other = (SimpleNamespace(latent_channels=n, out_channels=3, block_out_channels=(8, 8)) for n in (4, 16))
     assert shapes(unet, vae, None) == ((4, 8, 8), (3, 16, 16))
+    oblong = SimpleNamespace(in_channels=4, sample_size=[8, 12], block_out_channels=(8, 8))
+    assert shapes(oblong, vae, None) == ((4, 8, 12), (3, 16, 24))
     with pytest.raises(CheckpointError, match="takes 4 channels, the VAE's latents have 16"):
         shapes(unet, other, None)
     for size in ((16, 18), (18, 16), (16, 0)):

@@ -171,8 +171,20 @@ def test_shards_are_all_needed(tmp_path: Path) -> None:
     for name in names[:3]:
         (tmp_path / "unet" / name).write_text('{"weight_map": {"a": "%s", "b": "%s"}}' % tuple(names[2:]))  # noqa: UP031
     assert "unet" in missing_parts(tmp_path)
-    (tmp_path / "unet" / names[3]).write_text("")
+    (tmp_path / "unet" / names[3]).symlink_to(tmp_path / "blob")  # as in a cache, where what it leads to may be gone
+    assert "unet" in missing_parts(tmp_path)
+    (tmp_path / "blob").write_text("")
     assert "unet" not in missing_parts(tmp_path)
+    (tmp_path / "unet" / "config.json").unlink()
+    assert "unet" in missing_parts(tmp_path)
+
+
+def test_half_a_tokenizer_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer").mkdir()
+    for names, whole in ((["vocab.json"], False), (["vocab.json", "merges.txt"], True)):
+        for name in names:
+            (tmp_path / "tokenizer" / name).write_text("{}")
+        assert ("tokenizer" not in missing_parts(tmp_path, ["text_encoder", "tokenizer"])) is whole
 
 
 @pytest.mark.parametrize(

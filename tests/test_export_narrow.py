@@ -128,10 +128,20 @@ class Bare(Block):
         return self.last(self.first(x))
 
 
+class Biased(Block):
+    """Biases that are computed, which no kernel's constants can hold."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        share, convolve = x.mean(), nn.functional.conv2d
+        y = convolve(x, self.first.weight, self.first.bias * share, padding=1)
+        return convolve(nn.functional.silu(self.norm(y)), self.last.weight, self.last.bias * share, padding=1)
+
+
 @pytest.mark.parametrize(
     "make, wanted",
     [
         (Block, [1, 1, 0]),
+        (Biased, [0, 0, 2]),
         (lambda: Block(1, bias=False), [1, 1, 0]),
         (lambda: Block(7, channels=128), [1, 1, 0]),
         (lambda: Block(7), [1, 0, 1]),  # its taps would be larger than what is normalised

@@ -325,6 +325,8 @@ def test_names_are_checked_before_anything_is_exported(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=why):
             choose({}, [f"{tmp_path}/{word}" for word in words], image)
+    with pytest.raises(ValueError, match=r"a\.py:Blur' would be called blur, as one of ours"):
+        choose({"blur": torch.nn.Identity()}, [f"{tmp_path}/a.py:Blur"], image)
 
 
 class Sensor(torch.nn.Module):

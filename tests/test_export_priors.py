@@ -237,6 +237,15 @@ def edit(path: Path, **changes: Any) -> None:
         ("vae/config.json", {"layers_per_block": 0}, "do not fit its config.json: .*resnets"),
         ("scheduler/scheduler_config.json", {"num_train_timesteps": 0}, "num_train_timesteps 0 is not allowed"),
         ("scheduler/scheduler_config.json", {"num_train_timesteps": "1000"}, "num_train_timesteps '1000' is not"),
+        ("unet/config.json", {"encoder_hid_dim": 32}, "encoder_hid_dim 32 is not supported"),
+        ("unet/config.json", {"num_class_embeds": 10}, "num_class_embeds 10 is not supported"),
+        (
+            "vae/config.json",
+            {"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4, "shift_factor": 0.1},
+            "not together with shift_factor",
+        ),
+        ("scheduler/scheduler_config.json", {"_class_name": "FlowMatchEulerDiscreteScheduler"}, "no table of betas"),
+        ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "prediction_type 'flow' is not known"),
     ],
 )
 def test_what_is_not_supported_is_said(sd: Path, tmp_path: Path, file: str, changes: dict[str, Any], why: str) -> None:
@@ -244,6 +253,26 @@ def test_what_is_not_supported_is_said(sd: Path, tmp_path: Path, file: str, chan
     edit(folder / file, **changes)
     with pytest.raises(ValueError, match=why):
         load(folder, (64, 64), ["hdr"], None)
+
+
+@pytest.mark.parametrize("text, why", [("[]", "is not a JSON object"), ("{", "cannot be read as JSON")])
+def test_a_configuration_is_an_object(sd: Path, tmp_path: Path, text: str, why: str) -> None:
+    folder = shutil.copytree(sd, tmp_path / "sd")
+    (folder / "vae" / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=f"config.json {why}"):
+        load(folder, (64, 64), ["hdr"], None)
+
+
+def test_a_schedule_says_its_betas(sd: Path, tmp_path: Path) -> None:
+    """By a name, or one by one; a configuration without either is that of another kind of model."""
+    folder = shutil.copytree(sd / "scheduler", tmp_path / "scheduler")
+    drop(folder / "scheduler_config.json", "beta_schedule")
+    with pytest.raises(CheckpointError, match="no table of betas"):
+        load_schedule(folder)
+    betas = [0.1, 0.2, 0.3]
+    edit(folder / "scheduler_config.json", trained_betas=betas, num_train_timesteps=3)
+    table = (1 - torch.tensor(betas)).cumprod(0).double()
+    assert torch.allclose(load_schedule(folder).alphas_cumprod, table)
 
 
 def test_channels_that_a_configuration_does_not_say_are_the_classs(sd: Path, tmp_path: Path) -> None:

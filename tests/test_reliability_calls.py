@@ -188,6 +188,24 @@ def test_a_graph_that_fails_while_it_runs_ends_its_jobs_alone(tmp_path):
         assert np.isfinite(well.particles).all()
 
 
+def test_a_graph_that_fails_ends_all_jobs_of_its_batch(tmp_path):
+    """None of them has done the step."""
+    nets = make_nets()
+    nets.weights["offset"] = nets.weights["offset"][:100]
+    ill, well = (make_job(NETS, particles=1, params=Params(steps=steps)) for steps in (120, 2))
+    with Engine(write_bundle(tmp_path / "short", nets, 2), threads=1) as engine:
+        engine.reconstruct([well])
+        first = engine.submit(ill)
+        refused(engine.run, "indices", Status.RUNTIME_ERROR)
+        again = engine.submit(ill)
+        for _ in range(first.info().step):
+            engine.tick()
+        beside = engine.submit(well)
+        refused(engine.tick, "indices", Status.RUNTIME_ERROR)
+        for handle in (again, beside):
+            assert handle.info().status == Status.RUNTIME_ERROR and not handle._particles.any()
+
+
 def test_a_snapshot_without_the_trace_that_is_asked_for(bundle):
     job = make_job(NETS, params=Params(steps=5))
     with Engine(bundle) as engine:
@@ -259,3 +277,22 @@ def test_an_output_of_another_type_is_named(tmp_path, type_name, kind):
     model.graph.output[0].type.tensor_type.elem_type = kind
     bundle = write_bundle(tmp_path / "bundle", NETS, 1, instead={"features": model.SerializeToString()})
     refused(lambda: Engine(bundle), f"'phi' is {type_name} 1x5, float32 1x5 is needed", Status.BAD_BUNDLE)
+
+
+@pytest.mark.parametrize("kind", [6, 7, 9, 10, 11])
+def test_an_activation_of_another_type_is_named(tmp_path, kind):
+    """Halves, too: they are for a GPU."""
+    model = onnx.load_from_string(kept(NETS, 3))
+    model.graph.node[-1].output[0] = "before"
+    model.graph.node.append(onnx.helper.make_node("Cast", ["before"], ["more"], to=kind))
+    model.graph.output[-1].type.tensor_type.elem_type = kind
+    bundle = write_bundle(tmp_path / "bundle", NETS, 1, instead={"decoder": model.SerializeToString()})
+    refused(lambda: Engine(bundle), "'more' must be float32 of fixed shape", Status.BAD_BUNDLE)
+
+
+def test_an_output_that_is_no_tensor_is_named(tmp_path):
+    model = onnx.load_from_string(make_graphs(NETS, 1, True)["decoder"])
+    model.graph.node.append(onnx.helper.make_node("SequenceConstruct", ["image"], ["images"]))
+    model.graph.output.append(onnx.helper.make_tensor_sequence_value_info("images", 1, None))
+    bundle = write_bundle(tmp_path / "bundle", NETS, 1, instead={"decoder": model.SerializeToString()})
+    refused(lambda: Engine(bundle), "graph value images is not a tensor", Status.BAD_BUNDLE)
