@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes as c
 import os
-from collections.abc import Callable, Sequence
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
 from numbers import Integral
@@ -37,6 +42,9 @@ class Engine:
     exported for. threads: 0 for `usable_processors()`. max_particles: in flight at
     once, 0 for 256. onnxruntime: path of the library, default the installed wheel's. progress: called after each tick
     of `run`; returning True stops. log: called with each message. Raises RlsdError.
+
+    What a callback or a signal's handler raises (KeyboardInterrupt) ends a run after its tick: jobs that are not done are
+    cancelled, and `run` raises it. A thread that runs as the interpreter exits is cancelled and waited for.
     """
 
     def __init__(
@@ -52,6 +60,7 @@ class Engine:
     ):
         self._pointer = c.c_void_p()
         self._raised: BaseException | None = None
+        self._process, self._calls = os.getpid(), threading.RLock()
         self._undone: list[Handle] = []  # the core writes into their arrays, whether the caller keeps them or not
         options = native.OptionsStruct()
         check(library().rlsd_engine_options_init(options, c.sizeof(options)))
@@ -63,13 +72,13 @@ class Engine:
         options.threads, options.max_particles = threads, max_particles
         self._callbacks = (native.PROGRESS(self._on_progress), native.LOG(self._on_log))
         self._progress, self._log = progress, log
-        if progress:
-            options.progress = self._callbacks[0]
+        options.progress = self._callbacks[0]  # always: a signal's handler runs in it
         if log:
             options.log = self._callbacks[1]
         check(library().rlsd_engine_open(os.fsencode(bundle), options, self._pointer))
         self.path = Path(bundle)
         self._facts = self._read_facts()
+        _opened.add(self)
 
     def __enter__(self) -> Engine:
         return self
@@ -213,8 +222,8 @@ class Engine:
     def tick(self) -> int:
         """One step of every particle in flight; returns the number of jobs that are not done."""
         left = c.c_int64()
-        self._raised = None
-        status = library().rlsd_tick(self._pointer, left)
+        with self._under_way():
+            status = library().rlsd_tick(self._pointer, left)
         if left.value < len(self._undone):
             self._undone = [handle for handle in self._undone if not handle.done]
         if self._raised is not None:
@@ -224,8 +233,8 @@ class Engine:
 
     def run(self) -> None:
         """Ticks until no job is left. Raises RlsdError of the first job that failed, after finishing the others."""
-        self._raised = None
-        status = library().rlsd_run(self._pointer)
+        with self._under_way():
+            status = library().rlsd_run(self._pointer)
         self._undone = [handle for handle in self._undone if not handle.done]
         if self._raised is not None:
             raise self._raised
@@ -253,7 +262,9 @@ class Engine:
         shapes = {name: self._output_shape(graph, name) for name in outputs}
         found = {name: np.empty((count, *shape), np.float32) for name, shape in shapes.items()}
         wanted, kept = tensor_structs(found)
-        check(library().rlsd_evaluate(self._pointer, graph.encode(), count, given, len(keep), wanted, len(kept)))
+        with self._calls:
+            status = library().rlsd_evaluate(self._pointer, graph.encode(), count, given, len(keep), wanted, len(kept))
+        check(status)
         return found
 
     def _output_shape(self, graph: str, name: str) -> tuple[int, ...]:
@@ -295,10 +306,33 @@ class Engine:
 
     # ------------------------------------------------------------ callbacks
 
+    @contextmanager
+    def _under_way(self) -> Iterator[None]:
+        """While the core may call back. What a signal's handler raises before a callback's first line ctypes would print
+        and drop, and return any number for it: it ends the run."""
+
+        def dropped(unraisable: sys.UnraisableHookArgs) -> None:
+            if "ctypes callback function" not in (unraisable.err_msg or ""):
+                return before(unraisable)
+            self._raised = unraisable.exc_value
+            self.cancel()
+
+        with self._calls:
+            self._raised, before = None, sys.unraisablehook
+            handles_signals = threading.current_thread() is threading.main_thread()
+            try:
+                if handles_signals:
+                    sys.unraisablehook = dropped
+                yield
+            finally:
+                if handles_signals:
+                    sys.unraisablehook = before
+
     def _on_progress(self, _user: int, pointer) -> int:  # type: ignore[no-untyped-def]
         try:
+            if self._progress is None:
+                return 0
             values = pointer.contents
-            assert self._progress is not None
             return int(bool(self._progress(Progress(**{f.name: getattr(values, f.name) for f in fields(Progress)}))))
         except BaseException as error:
             self._raised = error
@@ -315,6 +349,18 @@ class Engine:
     def _on_log(self, _user: int, _level: int, message: bytes) -> None:
         if self._log is not None:
             self._log(message.decode(errors="replace"))
+
+
+_opened: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+@atexit.register
+def _stop_all() -> None:
+    """Ends what other threads run: ONNX Runtime is taken down next, and a callback would end its thread within the core."""
+    for engine in list(_opened):
+        if engine._process == os.getpid():
+            engine.cancel()
+            engine._calls.acquire(timeout=60)  # and keeps it: no tick begins any more
 
 
 def _is_for_cuda(bundle: Path) -> bool:

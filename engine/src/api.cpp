@@ -7,7 +7,9 @@
 #include "repulsion.h"
 #include "snapshot.h"
 
+#include <cfenv>
 #include <cstring>
+#include <exception>
 #include <new>
 
 #include <unistd.h>
@@ -26,18 +28,39 @@ namespace {
 
 using rlsd::require;
 
-thread_local std::string last_error;
+// A thread's message ends before the program's static objects do, whose destructors may still call.
+thread_local bool message_is_gone = false;
+
+struct Message {
+    std::string text;
+    ~Message() { message_is_gone = true; }
+};
+
+thread_local Message last_error;
 
 rlsd_status fail(rlsd_status status, const char *message) noexcept {
+    if (message_is_gone) return status;
     try {
-        last_error = message;
+        last_error.text = message;
     } catch (...) {
-        last_error.clear();
+        last_error.text.clear();
     }
     return status;
 }
 
-template <class Body> rlsd_status guarded(const Body &body) noexcept {
+// What the caller's thread rounds, flushes to zero and traps is its own affair: the same numbers come out, and afterwards
+// it does so again. (ONNX Runtime sets some of it, too.)
+class PlainNumbers {
+  public:
+    PlainNumbers() { std::fegetenv(&before_), std::fesetenv(FE_DFL_ENV); }
+    ~PlainNumbers() { std::fesetenv(&before_); }
+
+  private:
+    std::fenv_t before_;
+};
+
+template <class Body> rlsd_status guarded(const Body &body) {
+    const PlainNumbers plain;
     try {
         body();
         return RLSD_OK;
@@ -46,12 +69,13 @@ template <class Body> rlsd_status guarded(const Body &body) noexcept {
     } catch (const rlsd::ort::NoRuntime &error) {
         return fail(RLSD_NO_RUNTIME, error.what());
     } catch (const rlsd::ort::OrtError &error) {
-        return fail(RLSD_RUNTIME_ERROR, error.what());
+        return fail(rlsd::says_out_of_memory(error.what()) ? RLSD_OUT_OF_MEMORY : RLSD_RUNTIME_ERROR, error.what());
     } catch (const std::bad_alloc &) {
         return fail(RLSD_OUT_OF_MEMORY, "out of memory");
     } catch (const std::exception &error) {
         return fail(RLSD_INTERNAL, error.what());
     } catch (...) {
+        if (!std::current_exception()) throw;  // none of C++: the thread ends within a callback, as Python's do at its exit
         return fail(RLSD_INTERNAL, "unknown exception");
     }
 }
@@ -103,7 +127,7 @@ rlsd::Engine &usable(rlsd_engine *engine) {
 
 }  // namespace
 
-const char *rlsd_last_error(void) { return last_error.c_str(); }
+const char *rlsd_last_error(void) { return message_is_gone ? "" : last_error.text.c_str(); }
 const char *rlsd_version(void) { return RLSD_VERSION; }
 
 int32_t rlsd_usable_processors(void) {
@@ -206,8 +230,11 @@ rlsd_status rlsd_job_query(const rlsd_job *job, rlsd_job_info *info) {
 
 void rlsd_job_release(rlsd_job *job) {
     if (job == nullptr) return;
-    job->core->dropped = true;
-    job->core->fail(RLSD_CANCELLED, "released");
+    // In a forked child the job is its parent's still, and so may be the memory of its outputs.
+    if (job->core->done() || job->engine->process == getpid()) {
+        job->core->dropped = true;
+        job->core->fail(RLSD_CANCELLED, "released");
+    }
     delete job;
 }
 
@@ -223,6 +250,7 @@ rlsd_status rlsd_evaluate(rlsd_engine *engine, const char *graph, int64_t count,
 }
 
 void rlsd_normal(uint64_t seed, uint32_t item, uint32_t particle, uint32_t stream, float *out, size_t count) {
+    const PlainNumbers plain;
     rlsd::normal(seed, item, particle, stream, out, count);
 }
 

@@ -44,7 +44,7 @@ void say(std::string &to, std::string_view sentence) noexcept {
     }
 }
 
-template <class Work> Failure failure_of(const Work &work) noexcept {
+template <class Work> Failure failure_of(const Work &work) {
     Failure failure;
     try {
         work();
@@ -54,6 +54,9 @@ template <class Work> Failure failure_of(const Work &work) noexcept {
         const auto *ours = dynamic_cast<const Error *>(&error);
         failure.status = ours != nullptr ? ours->status : RLSD_RUNTIME_ERROR;
         say(failure.message, error.what());
+    } catch (...) {
+        if (!std::current_exception()) throw;  // the thread ends within a callback
+        failure = {RLSD_RUNTIME_ERROR, "unknown"};
     }
     return failure;
 }

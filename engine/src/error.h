@@ -34,7 +34,8 @@ inline std::string one_line(std::string said) {
 
 // Whether a sentence of ONNX Runtime, CUDA or their libraries is about memory that was not to be had.
 inline bool says_out_of_memory(const std::string &sentence) {
-    for (const char *words : {"out of memory", "Failed to allocate memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED"})
+    for (const char *words : {"out of memory", "bad_alloc", "Failed to allocate memory", "CUDNN_STATUS_ALLOC_FAILED",
+                              "CUBLAS_STATUS_ALLOC_FAILED"})
         if (sentence.find(words) != std::string::npos) return true;
     return false;
 }

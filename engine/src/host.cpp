@@ -153,7 +153,8 @@ void Host::collect() {
         tick.add(batch->times);
         batch->times = {};
         if (batch->error.empty()) continue;
-        for (const Lane &lane : batch->lanes()) lane.job->fail(RLSD_RUNTIME_ERROR, batch->error);
+        const rlsd_status status = says_out_of_memory(batch->error) ? RLSD_OUT_OF_MEMORY : RLSD_RUNTIME_ERROR;
+        for (const Lane &lane : batch->lanes()) lane.job->fail(status, batch->error);
         batch->error.clear();
     }
     times_.add(tick);

@@ -8,6 +8,8 @@
 #include <sstream>
 #include <thread>
 
+#include <sched.h>
+
 namespace rlsd {
 namespace {
 
@@ -64,7 +66,10 @@ double processor_share(const std::string &root) {
 }
 
 std::size_t usable_processors() {
-    const std::size_t all = std::max(1u, std::thread::hardware_concurrency());
+    cpu_set_t allowed[8];  // 8,192 processors; glibc's answer to hardware_concurrency() is all that are there
+    std::size_t all = std::max(1u, std::thread::hardware_concurrency());
+    if (sched_getaffinity(0, sizeof allowed, allowed) == 0)
+        all = static_cast<std::size_t>(CPU_COUNT_S(sizeof allowed, allowed));
     const double share = processor_share();
     return share < static_cast<double>(all) ? static_cast<std::size_t>(std::ceil(share)) : all;
 }

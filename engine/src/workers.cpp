@@ -1,14 +1,43 @@
 #include "workers.h"
 
+#include "error.h"
+
+#include <system_error>
 #include <utility>
 
+#include <signal.h>
+
 namespace rlsd {
+namespace {
+
+// Threads started while one of these lives take no signal that is sent to the process: those are for the program's own
+// threads, which may wait for them. Faults of a thread and the profiler's clock reach it.
+class NoSignals {
+  public:
+    NoSignals() {
+        sigset_t all;
+        sigfillset(&all);
+        for (const int own : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS, SIGABRT, SIGPROF}) sigdelset(&all, own);
+        pthread_sigmask(SIG_BLOCK, &all, &before_);
+    }
+    ~NoSignals() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+
+  private:
+    sigset_t before_;
+};
+
+}  // namespace
 
 Workers::Workers(std::size_t threads) {
     threads_.reserve(threads);
     try {
+        const NoSignals while_they_start;
         for (std::size_t i = 1; i < threads; ++i) threads_.emplace_back([this, i] { serve(i); });
-    } catch (...) {  // the system gives no more threads, or no memory: those that run must end first
+    } catch (const std::system_error &error) {
+        const std::size_t started = count();
+        stop();
+        throw Error(RLSD_OUT_OF_MEMORY, text("threads is ", threads, ", but the system gives only ", started, ": ", error.what()));
+    } catch (...) {  // no memory: those that run must end first
         stop();
         throw;
     }

@@ -59,5 +59,16 @@ int main() {
         check("nonsense", none, {{own, "0::/\n"}, {second + "cpu.max", nonsense}});
     const std::size_t all = std::max(1u, std::thread::hardware_concurrency());
     if (rlsd::usable_processors() < 1 || rlsd::usable_processors() > all) ++failures;
+
+    cpu_set_t allowed, one;  // taskset, docker run --cpuset-cpus
+    int lowest = 0;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return failures;  // more processors than fit
+    while (!CPU_ISSET(lowest, &allowed)) ++lowest;
+    CPU_ZERO(&one);
+    CPU_SET(lowest, &one);
+    if (sched_setaffinity(0, sizeof one, &one) != 0 || rlsd::usable_processors() != 1) {
+        ++failures;
+        std::fprintf(stderr, "processors: %zu for one that it may run on\n", rlsd::usable_processors());
+    }
     return failures;
 }

@@ -1,9 +1,13 @@
-// The worker threads: every index once, and what a body throws is thrown once, by the run that it belongs to.
+// The worker threads: every index once, and what a body throws is thrown once, by the run that it belongs to. They take no
+// signals of the process, and where there are no more of them the sentence says so.
 #include "../../engine/src/workers.cpp"
 
+#include <csignal>
 #include <cstdio>
 #include <new>
 #include <vector>
+
+#include <sys/resource.h>
 
 namespace {
 
@@ -24,9 +28,47 @@ bool throws(rlsd::Workers &workers, std::size_t failing) {
     return false;
 }
 
+void check_signals() {
+    rlsd::Workers workers(2);
+    sigset_t mask, theirs;
+    pthread_sigmask(SIG_SETMASK, nullptr, &mask);
+    check(!sigismember(&mask, SIGTERM), "the caller's mask is as it was");
+    std::atomic<int> there{0};
+    bool blocked = false, profiled = false;
+    workers.run(2, [&](std::size_t, std::size_t worker) {
+        for (++there; there < 2;) std::this_thread::yield();  // one index each
+        if (worker == 0) return;
+        pthread_sigmask(SIG_SETMASK, nullptr, &theirs);
+        blocked = sigismember(&theirs, SIGTERM) && sigismember(&theirs, SIGINT) && sigismember(&theirs, SIGALRM);
+        profiled = !sigismember(&theirs, SIGPROF) && !sigismember(&theirs, SIGSEGV);
+    });
+    check(blocked, "a worker takes no signals");
+    check(profiled, "but its own");
+}
+
+void check_no_more() {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    return;  // whose own memory the limit would be for, too
+#endif
+    rlimit before{};
+    getrlimit(RLIMIT_AS, &before);
+    const rlimit little{rlim_t(1) << 30, before.rlim_max};
+    setrlimit(RLIMIT_AS, &little);
+    std::string said;
+    try {
+        rlsd::Workers workers(1024);  // with stacks of some MiB
+    } catch (const rlsd::Error &error) {
+        if (error.status == RLSD_OUT_OF_MEMORY) said = error.what();
+    }
+    setrlimit(RLIMIT_AS, &before);
+    check(said.starts_with("threads is 1024, but the system gives only "), said.c_str());
+}
+
 }  // namespace
 
 int main() {
+    check_signals();
+    check_no_more();
     for (const std::size_t threads : {1, 2, 5}) {
         rlsd::Workers workers(threads);
         check(workers.count() == threads, "so many threads, the caller's among them");

@@ -1,0 +1,180 @@
+/* What the program around the library may do to a thread or a process without an effect on the results: another rounding,
+ * flushing to zero and traps; a fork whose child lets go of its parent's job; a thread that ends within a callback; calls
+ * while the program ends.
+ *
+ *     surroundings BUNDLE ONNXRUNTIME_LIBRARY
+ */
+#define _GNU_SOURCE
+#include "rlsd.h"
+
+#include <fenv.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#ifdef __SSE__
+#include <xmmintrin.h>
+#endif
+
+enum { PARTICLES = 5, STEPS = 4, PIXELS = 32 * 32, ALL = PARTICLES * PIXELS };
+
+#define CHECK(condition)                                                                                     \
+    do {                                                                                                     \
+        if (!(condition)) {                                                                                  \
+            fprintf(stderr, "%s:%d: %s does not hold; last error: %s\n", __FILE__, __LINE__, #condition,     \
+                    rlsd_last_error());                                                                      \
+            _Exit(1);                                                                                        \
+        }                                                                                                    \
+    } while (0)
+
+static const char *bundle, *library;
+static float measured[PIXELS], mask[PIXELS];
+
+static rlsd_engine *open_engine(rlsd_progress_fn progress) {
+    rlsd_engine *engine = NULL;
+    rlsd_engine_options options;
+    CHECK(rlsd_engine_options_init(&options, sizeof options) == RLSD_OK);
+    options.onnxruntime = library;
+    options.threads = 2;
+    options.progress = progress;
+    CHECK(rlsd_engine_open(bundle, &options, &engine) == RLSD_OK);
+    return engine;
+}
+
+static rlsd_job *submit(rlsd_engine *engine, float *out) {
+    const rlsd_tensor parameter = {.name = "mask", .data = mask, .count = PIXELS, .dtype = RLSD_FLOAT32};
+    rlsd_params params;
+    rlsd_request request;
+    rlsd_job *job = NULL;
+    CHECK(rlsd_params_init(&params, sizeof params) == RLSD_OK && rlsd_request_init(&request, sizeof request) == RLSD_OK);
+    params.steps = STEPS;
+    params.gamma = 5;
+    request.op = "inpainting";
+    request.y = measured, request.y_count = PIXELS;
+    request.params = &parameter, request.param_count = 1;
+    request.particles = PARTICLES;
+    request.seed = 7;
+    request.out = out, request.out_count = ALL;
+    CHECK(rlsd_submit(engine, &params, &request, &job) == RLSD_OK);
+    return job;
+}
+
+static void reconstruct(rlsd_engine *engine, float *out) {
+    rlsd_job *job = submit(engine, out);
+    CHECK(rlsd_run(engine) == RLSD_OK);
+    rlsd_job_release(job);
+}
+
+static void round_up(void) { CHECK(fesetround(FE_UPWARD) == 0); }
+static void trap(void) { feenableexcept(FE_ALL_EXCEPT); } /* where the processor can */
+static void flush(void) {
+#ifdef __SSE__
+    _mm_setcsr(_mm_getcsr() | 0x8040);
+#endif
+}
+
+static int control(void) {
+#ifdef __SSE__
+    return (int)(_mm_getcsr() & ~0x3fu); /* without what has happened so far */
+#else
+    return fegetround();
+#endif
+}
+
+/* Before an engine is opened, and afterwards, when its other thread has started as the program was then. */
+static void check_numbers(const float *wanted, void (*change)(void), int first) {
+    static float out[ALL];
+    float normal[3], same[3];
+    fenv_t before;
+    rlsd_engine *engine;
+    int changed;
+    rlsd_normal(1, 2, 3, RLSD_STREAM_USER, normal, 3);
+    CHECK(fegetenv(&before) == 0);
+    if (first) change();
+    engine = open_engine(NULL);
+    change();
+    changed = control();
+    reconstruct(engine, out);
+    rlsd_normal(1, 2, 3, RLSD_STREAM_USER, same, 3);
+    rlsd_engine_close(engine);
+    CHECK(control() == changed);
+    CHECK(fesetenv(&before) == 0);
+    CHECK(memcmp(wanted, out, sizeof out) == 0 && memcmp(normal, same, sizeof same) == 0);
+}
+
+/* Results in memory that parent and child share stay there, whatever the child does with its copy of the handle. */
+static void check_fork(const float *wanted) {
+    float *out = mmap(NULL, ALL * sizeof *out, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    rlsd_engine *engine = open_engine(NULL);
+    rlsd_job *job;
+    int done[2], status = -1;
+    pid_t child;
+    char byte = 0;
+    CHECK(out != MAP_FAILED && pipe(done) == 0);
+    job = submit(engine, out);
+    CHECK(rlsd_tick(engine, NULL) == RLSD_OK);
+    child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        close(done[1]);
+        while (read(done[0], &byte, 1) > 0) { /* until the parent is done */
+        }
+        rlsd_job_release(job);
+        rlsd_engine_close(engine);
+        _Exit(0);
+    }
+    CHECK(rlsd_run(engine) == RLSD_OK && memcmp(wanted, out, ALL * sizeof *out) == 0);
+    close(done[0]), close(done[1]);
+    CHECK(waitpid(child, &status, 0) == child && status == 0);
+    CHECK(memcmp(wanted, out, ALL * sizeof *out) == 0);
+    rlsd_job_release(job);
+    rlsd_engine_close(engine);
+    munmap(out, ALL * sizeof *out);
+}
+
+static int end_thread(void *user, const rlsd_progress *progress) {
+    (void)user, (void)progress;
+    pthread_exit(NULL);
+}
+
+static void *run(void *engine) { return rlsd_run(engine) == RLSD_OK ? NULL : engine; }
+
+static void check_thread_that_ends(const float *wanted) {
+    static float out[ALL];
+    pthread_t thread;
+    rlsd_engine *engine = open_engine(end_thread);
+    rlsd_job *job = submit(engine, out);
+    int64_t left = 1;
+    CHECK(pthread_create(&thread, NULL, run, engine) == 0 && pthread_join(thread, NULL) == 0);
+    while (left != 0) CHECK(rlsd_tick(engine, &left) == RLSD_OK); /* another thread goes on */
+    CHECK(memcmp(wanted, out, sizeof out) == 0);
+    rlsd_job_release(job);
+    rlsd_engine_close(engine);
+}
+
+/* The message of the main thread, which is longer than a string has room for in itself, has been freed by now. */
+static void at_exit(void) {
+    if (rlsd_run(NULL) != RLSD_INVALID_ARGUMENT || rlsd_last_error()[0] != '\0') _Exit(1);
+}
+
+int main(int argc, char **argv) {
+    static float wanted[ALL];
+    rlsd_engine *engine;
+    void (*const changes[])(void) = {round_up, flush, trap};
+    int i;
+    if (argc != 3) return fprintf(stderr, "usage: surroundings BUNDLE ONNXRUNTIME_LIBRARY\n"), 2;
+    bundle = argv[1], library = argv[2];
+    for (i = 0; i < PIXELS; ++i) mask[i] = (float)(i % 32 < 16), measured[i] = mask[i] * (float)(i % 7) / 8;
+    engine = open_engine(NULL);
+    reconstruct(engine, wanted);
+    rlsd_engine_close(engine);
+    for (i = 0; i < 6; ++i) check_numbers(wanted, changes[i / 2], i % 2);
+    check_fork(wanted);
+    check_thread_that_ends(wanted);
+    CHECK(atexit(at_exit) == 0);
+    CHECK(rlsd_engine_open("/nowhere/that/could/be/a/bundle", NULL, &engine) != RLSD_OK);
+    return 0;
+}
