@@ -43,8 +43,8 @@ class Engine:
     once, 0 for 256. onnxruntime: path of the library, default the installed wheel's. progress: called after each tick
     of `run`; returning True stops. log: called with each message. Raises RlsdError.
 
-    What a callback or a signal's handler raises (KeyboardInterrupt) ends a run after its tick: jobs that are not done are
-    cancelled, and `run` raises it. A thread that runs as the interpreter exits is cancelled and waited for.
+    What `progress` or a signal's handler raises (KeyboardInterrupt) ends a run after its tick: jobs that are not done
+    are cancelled, and `run` raises it. What a thread runs as the interpreter exits is cancelled and waited for.
     """
 
     def __init__(
@@ -308,8 +308,8 @@ class Engine:
 
     @contextmanager
     def _under_way(self) -> Iterator[None]:
-        """While the core may call back. What a signal's handler raises before a callback's first line ctypes would print
-        and drop, and return any number for it: it ends the run."""
+        """While the core may call back. What a signal's handler raises before a callback's first line ctypes would
+        print and drop, and return any number for it: it ends the run."""
 
         def dropped(unraisable: sys.UnraisableHookArgs) -> None:
             if "ctypes callback function" not in (unraisable.err_msg or ""):
@@ -356,7 +356,7 @@ _opened: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 @atexit.register
 def _stop_all() -> None:
-    """Ends what other threads run: ONNX Runtime is taken down next, and a callback would end its thread within the core."""
+    """Ends what other threads run: ONNX Runtime is taken down next, and a callback would end its thread in the core."""
     for engine in list(_opened):
         if engine._process == os.getpid():
             engine.cancel()

@@ -25,10 +25,18 @@
  *             no other thread may allocate or free memory of a GPU by other libraries, or
  *             wait for a whole device (engines of this library wait for each other). The
  *             CUDA context that is current for the calling thread is so again afterwards.
+ *             A thread that calls needs a stack of 256 KiB, most of it for ONNX Runtime.
+ *             The engine's own threads take no signals but SIGPROF and their own faults.
+ * Callbacks   Run on the calling thread. They may call rlsd_cancel, rlsd_job_query and
+ *             other engines, but not into the same engine. They have to return: no
+ *             exception and no longjmp may leave them.
+ * Numbers     Rounding, flushing to zero and traps of floating point that the calling
+ *             thread has set are put aside during a call, callbacks included.
  * Processes   An engine belongs to the process that opened it. In a child that it forks
- *             calls fail with RLSD_INVALID_ARGUMENT and rlsd_engine_close does nothing;
- *             the child may open engines of its own (on a CPU: CUDA does not survive
- *             fork).
+ *             calls fail with RLSD_INVALID_ARGUMENT, rlsd_engine_close does nothing and
+ *             rlsd_job_release frees the handle only; the child may open engines of its
+ *             own (on a CPU: CUDA does not survive fork). As a process exits no call may
+ *             be under way in another thread: cancel, and join it before.
  * Errors      Every call returns RLSD_OK (0) or a positive rlsd_status, and leaves one
  *             sentence in rlsd_last_error() of the calling thread. After an error the
  *             handle is as it was before the call, unless the call says otherwise.
