@@ -60,7 +60,7 @@ class Engine:
     ):
         self._pointer = c.c_void_p()
         self._raised: BaseException | None = None
-        self._process, self._calls = os.getpid(), threading.RLock()
+        self._calls = threading.RLock()
         self._undone: list[Handle] = []  # the core writes into their arrays, whether the caller keeps them or not
         options = native.OptionsStruct()
         check(library().rlsd_engine_options_init(options, c.sizeof(options)))
@@ -358,9 +358,17 @@ _opened: weakref.WeakSet[Engine] = weakref.WeakSet()
 def _stop_all() -> None:
     """Ends what other threads run: ONNX Runtime is taken down next, and a callback would end its thread in the core."""
     for engine in list(_opened):
-        if engine._process == os.getpid():
-            engine.cancel()
-            engine._calls.acquire(timeout=60)  # and keeps it: no tick begins any more
+        engine.cancel()
+        engine._calls.acquire(timeout=60)  # and keeps it: no tick begins any more
+
+
+def _forget_threads() -> None:
+    """A forked child has none of the threads that may have been at work."""
+    for engine in list(_opened):
+        engine._calls = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_forget_threads)
 
 
 def _is_for_cuda(bundle: Path) -> bool:

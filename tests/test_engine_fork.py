@@ -45,9 +45,39 @@ with Engine(bundle, threads=threads) as engine:
     assert np.array_equal(under_way.result().particles, wanted)
 """
 
+WHILE_A_THREAD_RUNS = """
+import os, signal, sys, threading, time
+from tiny import make_job, make_nets
+from rlsd.engine import Engine, Params, RlsdError
+
+engine = Engine(sys.argv[1], threads=int(sys.argv[2]), max_particles=4000)
+long = engine.submit(make_job(make_nets(), particles=4000, params=Params(steps=120)))
+thread = threading.Thread(target=engine.run, daemon=True)
+thread.start()
+time.sleep(0.1)
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    try:
+        engine.run()
+    except RlsdError:
+        sys.exit(0)  # as any other program
+    os._exit(3)
+_, status = os.waitpid(child, 0)
+assert (status, long.done) == (0, False), (status, long.done)
+"""
+
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_child_has_to_open_an_engine_of_its_own(tmp_path: Path, threads: int) -> None:
+    run(tmp_path, PROGRAM, threads)
+
+
+def test_a_child_does_not_wait_for_its_parents_thread(tmp_path: Path) -> None:
+    run(tmp_path, WHILE_A_THREAD_RUNS, 2)
+
+
+def run(tmp_path: Path, program: str, threads: int) -> None:
     bundle = write_bundle(tmp_path / "tiny", make_nets(), 2)
     path = f"import sys; sys.path[:0] = {[str(Path(__file__).parent), *filter(None, sys.path)]!r}\n"
-    subprocess.run([sys.executable, "-c", path + PROGRAM, str(bundle), str(threads)], check=True, timeout=200)
+    subprocess.run([sys.executable, "-c", path + program, str(bundle), str(threads)], check=True, timeout=200)

@@ -255,9 +255,9 @@ RLSD_API rlsd_status rlsd_tick(rlsd_engine *engine, int64_t *left);
  * finished all the same), RLSD_CANCELLED after rlsd_cancel. */
 RLSD_API rlsd_status rlsd_run(rlsd_engine *engine);
 
-/* Asks the engine to stop at once; from any thread. Jobs that are not done end with
- * RLSD_CANCELLED and zeroed outputs; the engine can be used again. A request that finds
- * nothing running takes effect at the next rlsd_tick or rlsd_run. */
+/* Asks the engine to stop at once; from any thread, or a signal's handler. Jobs that are
+ * not done end with RLSD_CANCELLED and zeroed outputs; the engine can be used again. A
+ * request that finds nothing running takes effect at the next rlsd_tick or rlsd_run. */
 RLSD_API void rlsd_cancel(rlsd_engine *engine);
 
 typedef enum rlsd_job_state { RLSD_QUEUED = 1, RLSD_ACTIVE = 2, RLSD_DONE = 3 } rlsd_job_state;

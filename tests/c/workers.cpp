@@ -54,6 +54,9 @@ void check_no_more() {
     getrlimit(RLIMIT_AS, &before);
     const rlimit little{rlim_t(1) << 30, before.rlim_max};
     setrlimit(RLIMIT_AS, &little);
+    rlimit now{};
+    getrlimit(RLIMIT_AS, &now);
+    if (now.rlim_cur != little.rlim_cur) return;  // an emulated processor
     std::string said;
     try {
         rlsd::Workers workers(1024);  // with stacks of some MiB
