@@ -95,7 +95,7 @@ class FakeCuda:
         return self.library.fake_cuda_count(function.encode())
 
     def log(self) -> list[str]:
-        """Every call so far: `cuLaunchKernel step_z_fp16_nhwc grid 4,2,1 stream 3`, and ` -> code` if it failed."""
+        """Every call so far: `cuLaunchKernel step_z_fp16_nchw grid 4,2,1 stream 3`, and ` -> code` if it failed."""
         return self.library.fake_cuda_log().decode().splitlines()
 
     def clear_log(self) -> None:

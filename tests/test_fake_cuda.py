@@ -78,7 +78,7 @@ def test_its_declarations_are_those_of_cuda_h():
 
 def test_its_cubins_say_what_the_compiler_says():
     """Entry and arguments, for one kernel of each room."""
-    names = ["repulsion_distances_4", "bias_residual_fp16", "operator_input_fp16_nhwc"]
+    names = ["repulsion_distances_4", "bias_residual_fp16", "operator_input_fp16_nchw"]
     program = "from rlsd.kernels import aot\nfor kernel in aot.kernels():\n"
     program += f"    if kernel.name in {names}: print(aot.compile_kernel(kernel, 90).line)"
     environment = {**os.environ, "TRITON_INTERPRET": "0"}

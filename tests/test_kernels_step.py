@@ -293,7 +293,7 @@ COMPILE = """
 from rlsd.kernels.aot import Kernel, compile_kernel
 from rlsd.kernels.step import KERNELS
 from rlsd.kernels.step.triton_kernels import normal_kernel
-assert len({kernel.name for kernel in KERNELS}) == len(KERNELS) == 11
+assert len({kernel.name for kernel in KERNELS}) == len(KERNELS) == 7
 for kernel in KERNELS:
     cubin = compile_kernel(kernel, 90)
     assert cubin.binary[:4] == b"\\x7fELF" and cubin.shared <= 48 * 1024, cubin.line
@@ -307,7 +307,7 @@ def test_every_kernel_compiles():
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 11
+    assert len(done.stdout.splitlines()) == 7
 
 
 @pytest.mark.parametrize("D, stride", [(24, 32), (1, 16), (600, 608)])

@@ -142,7 +142,8 @@ RLSD_API rlsd_status rlsd_engine_open(const char *bundle, const rlsd_engine_opti
 RLSD_API void rlsd_engine_close(rlsd_engine *engine);
 
 /* Facts about the opened bundle and the runtime, as lines "key value...", one fact a
- * line (the manifest's own lines, then onnxruntime, threads, bytes_per_particle).
+ * line: the manifest's own lines, then onnxruntime, max_particles, device, threads (on a
+ * CPU) or capability (on a GPU), bytes_per_particle and, on a GPU, what was tuned.
  * Belongs to the engine; valid until it is closed. */
 RLSD_API const char *rlsd_engine_describe(const rlsd_engine *engine);
 

@@ -230,13 +230,12 @@ void Batch::second() {
 void Batch::assemble() {
     const bool pulled = any([](const Job &job) { return job.repelled() && job.in_features(); });
     if (pulled) {
+        const auto size = static_cast<std::size_t>(bundle_.manifest().feature_dim);
         for (std::size_t i = 0; i < lanes_.size(); ++i) {
-            Job &job = *lanes_[i].job;
-            const auto size = static_cast<std::size_t>(bundle_.manifest().feature_dim);
-            float *cotangent = lane(tensors_.find("phi.cotangent"), i, size);
-            const bool repelled = job.repelled() && job.in_features();
-            const float *r = repelled ? &job.repulsion[static_cast<std::size_t>(lanes_[i].particle) * size] : cotangent;
-            combine(repelled ? -job.now.repulsion : 0.0f, r, 0, r, cotangent, size);
+            const Job &job = *lanes_[i].job;
+            if (!job.repelled() || !job.in_features()) continue;  // what is pulled back for it is not looked at
+            const float *r = &job.repulsion[static_cast<std::size_t>(lanes_[i].particle) * size];
+            combine(-job.now.repulsion, r, 0, r, lane(tensors_.find("phi.cotangent"), i, size), size);
         }
         timed(*features_pull_, times.features);
     }

@@ -73,7 +73,7 @@ Bundle::Bundle(const std::string &folder, std::shared_ptr<const ort::Runtime> ru
 
 void Bundle::open_sessions() {
     for (const auto &[graph, by_batch] : manifest_.graphs)
-        if (graph.rfind("operator.", 0) != 0 && graph != "encoder")
+        if (!graph.starts_with("operator.") && graph != "encoder")
             for (const std::int64_t batch : batches_) session(graph, batch);
 }
 

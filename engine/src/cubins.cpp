@@ -1,7 +1,5 @@
 #include "cubins.h"
 
-#include <algorithm>
-
 namespace rlsd::cuda {
 namespace {
 

@@ -16,7 +16,6 @@
 #include <new>
 #include <string>
 #include <utility>
-#include <vector>
 
 namespace rlsd::cuda {
 

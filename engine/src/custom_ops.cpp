@@ -21,6 +21,13 @@
 namespace rlsd::ort {
 namespace {
 
+// A node's attributes; what ONNX Runtime calls a kernel.
+struct Kernel {
+    const Api *api;
+    std::int64_t groups = 0, silu = 0;
+    float epsilon = 1e-5f;
+};
+
 GroupNormShape checked(const Shape &x, std::int64_t groups, const char *name) {
     if (x.rank < 2)
         throw OperatorError(std::string(name) + ": x has shape " + x.text() + ", at least [batch, channels] is needed");
@@ -95,14 +102,6 @@ void compute_interleave_pull(const Kernel &kernel, OrtKernelContext *context) {
     interleave_pull(image.data, image.shape.size[0] * image.shape.size[1], image.shape.size[2], image.shape.size[3], out);
 }
 
-// An attribute that is absent keeps its default.
-template <class T, class Entry>
-void read_optional(const Api &api, Entry entry, const OrtKernelInfo *info, const char *name, T &value) {
-    T read{};
-    if (OrtStatus *status = entry(info, name, &read)) api.release_status(status);
-    else value = read;
-}
-
 OrtStatus *create_kernel(const OrtCustomOp *op, const OrtApi *, const OrtKernelInfo *info, void **out) {
     const Api &api = api_of(op);
     return guarded(api, [&] {
@@ -113,8 +112,8 @@ OrtStatus *create_kernel(const OrtCustomOp *op, const OrtApi *, const OrtKernelI
             if (kernel->groups < 1)
                 throw OperatorError(name + ": groups is " + std::to_string(kernel->groups) + ", at least 1 is needed");
         }
-        read_optional(api, api.kernel_attribute_int64, info, "silu", kernel->silu);
-        read_optional(api, api.kernel_attribute_float, info, "epsilon", kernel->epsilon);
+        read_attribute(api, api.kernel_attribute_int64, info, "silu", kernel->silu);
+        read_attribute(api, api.kernel_attribute_float, info, "epsilon", kernel->epsilon);
         if (!(kernel->epsilon >= 0))
             throw OperatorError(name + ": epsilon is " + std::to_string(kernel->epsilon) + ", at least 0 is needed");
         *out = kernel.release();

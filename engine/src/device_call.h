@@ -23,12 +23,10 @@ struct Shared {
     cuda::Buffer scratch;
 };
 
-// One node's operator: a description, and the numeric type of this version of it.
+// One node's operator, in a version for this numeric type.
 struct DeviceOperator : Operator {
     Shared *shared;
     Type type;
-    std::size_t inputs_required, inputs, outputs;
-    void (*compute)(const struct DeviceNode &, OrtKernelContext *);
 };
 
 struct DeviceNode {

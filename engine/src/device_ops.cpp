@@ -3,7 +3,6 @@
 #include "device_division.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <deque>
 
 namespace rlsd::ort {
@@ -149,13 +148,12 @@ const Description descriptions[] = {
     {"SumTaps", 2, 2, 1, sum_taps, {0}},
 };
 
-const DeviceOperator &self(const OrtCustomOp *op) { return *static_cast<const DeviceOperator *>(static_cast<const Operator *>(op)); }
+struct Described : DeviceOperator {
+    const Description *as;
+};
 
-const Description &description_of(const OrtCustomOp *op) {
-    for (const Description &each : descriptions)
-        if (each.compute == self(op).compute) return each;
-    std::abort();
-}
+const Described &self(const OrtCustomOp *op) { return *static_cast<const Described *>(op); }
+const Description &description_of(const OrtCustomOp *op) { return *self(op).as; }
 
 int input_type(const OrtCustomOp *op, std::size_t index) {
     const auto &known = description_of(op).float_inputs;
@@ -165,15 +163,9 @@ int input_type(const OrtCustomOp *op, std::size_t index) {
 
 // Mean and rstd, outputs 1 and 2 of a GroupNorm, are float32.
 int output_type(const OrtCustomOp *op, std::size_t index) {
-    const bool statistic = self(op).outputs > 2 && (index == 1 || index == 2);
+    const bool statistic = description_of(op).outputs > 2 && (index == 1 || index == 2);
     if (index == 0 && description_of(op).float_result) return static_cast<int>(Type::float32);
     return static_cast<int>(statistic ? Type::float32 : self(op).type);
-}
-
-template <class T, class Entry> void read_attribute(const Api &api, Entry entry, const OrtKernelInfo *info, const char *name, T &value) {
-    T read{};
-    if (OrtStatus *status = entry(info, name, &read)) api.release_status(status);  // absent: the default stays
-    else value = read;
 }
 
 OrtStatus *create(const OrtCustomOp *op, const OrtApi *, const OrtKernelInfo *info, void **out) {
@@ -194,23 +186,22 @@ OrtStatus *create(const OrtCustomOp *op, const OrtApi *, const OrtKernelInfo *in
 
 OrtStatus *compute(void *opaque, OrtKernelContext *context) {
     const auto &node = *static_cast<const DeviceNode *>(opaque);
-    return guarded(*node.op->api, [&] { node.op->compute(node, context); });
+    return guarded(*node.op->api, [&] { description_of(node.op).compute(node, context); });
 }
 
-DeviceOperator make(const Api &api, Shared &shared, const Description &of, Type type) {
-    DeviceOperator op{};
+Described make(const Api &api, Shared &shared, const Description &of, Type type) {
+    Described op{};
     op.version = api_version;
-    op.api = &api, op.shared = &shared, op.type = type, op.compute = of.compute;
-    op.inputs_required = of.required, op.inputs = of.inputs, op.outputs = of.outputs;
+    op.api = &api, op.shared = &shared, op.type = type, op.as = &of;
     op.get_name = [](const OrtCustomOp *me) { return description_of(me).name; };
     op.get_execution_provider = [](const OrtCustomOp *me) {
         return self(me).shared->device.driver().hosted ? nullptr : "CUDAExecutionProvider";
     };
-    op.get_input_count = [](const OrtCustomOp *me) { return self(me).inputs; };
-    op.get_output_count = [](const OrtCustomOp *me) { return self(me).outputs; };
+    op.get_input_count = [](const OrtCustomOp *me) { return description_of(me).inputs; };
+    op.get_output_count = [](const OrtCustomOp *me) { return description_of(me).outputs; };
     op.get_input_type = input_type;
     op.get_output_type = output_type;
-    op.get_input_characteristic = [](const OrtCustomOp *me, std::size_t i) { return i < self(me).inputs_required ? required : optional; };
+    op.get_input_characteristic = [](const OrtCustomOp *me, std::size_t i) { return i < description_of(me).required ? required : optional; };
     op.get_output_characteristic = [](const OrtCustomOp *, std::size_t i) { return i == 0 ? required : optional; };
     op.get_input_memory_type = [](const OrtCustomOp *, std::size_t) { return 0; };
     op.get_start_version = [](const OrtCustomOp *) { return 1; };
@@ -238,7 +229,7 @@ struct DeviceOperators::Implementation {
 
     const Api &api;
     Shared shared;
-    std::deque<DeviceOperator> operators;  // ONNX Runtime keeps their addresses
+    std::deque<Described> operators;  // ONNX Runtime keeps their addresses
     std::unique_ptr<OrtCustomOpDomain, void (*)(OrtCustomOpDomain *)> domain{nullptr, nullptr};
 };
 

@@ -199,7 +199,7 @@ void Engine::note(const Job &job) noexcept {
     say(failure_, job.message);
 }
 
-// Ends what is done, failed or dropped; moves the others to their next step.
+// Ends what is done or failed, which a dropped job is; moves the others to their next step.
 void Engine::conclude() {
     if (cancelled_.exchange(false)) {
         drop_all(RLSD_CANCELLED, "cancelled");
@@ -228,7 +228,7 @@ void Engine::conclude() {
     }
     const auto over = [this](const std::shared_ptr<Job> &job) {
         jobs_done_ += job->done();
-        return job->done() || job->dropped;
+        return job->done();
     };
     changed_ |= std::erase_if(active_, over) != 0;
     std::erase_if(queue_, [](const std::shared_ptr<Job> &job) { return job->dropped; });

@@ -29,7 +29,6 @@ class Engine {
                   std::span<const rlsd_tensor> outputs);
     void stats(rlsd_stats &out) const;
     const std::string &description() const noexcept { return description_; }
-    Bundle &bundle() noexcept { return *bundle_; }
 
   private:
     void describe();

@@ -61,8 +61,7 @@ Side make_side(const Bundle &bundle, const std::vector<ort::TensorInfo> &infos, 
     Side side;
     for (const auto &info : infos) {
         auto &memory = side.memory.emplace_back(info.count());
-        side.values.emplace_back(bundle.runtime(), memory.data(), info.count() * (info.type == ort::Type::int64 ? 8 : 4),
-                                 info.shape, info.type);
+        side.values.emplace_back(bundle.runtime(), memory.data(), info.bytes(), info.shape, info.type);
         side.callers.push_back(find_tensor(tensors, info, batch, count, graph));
         side.names.push_back(info.name.c_str());
     }

@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <numeric>
 
@@ -38,8 +37,6 @@ void in_range(double value, double low, double high, const char *what) {
     require(value >= low && value <= high, what, " is ", value, ", allowed is ", low, " to ", high);
 }
 
-}  // namespace
-
 void check_params(const Bundle &bundle, const rlsd_params &p, const rlsd_request &r) {
     const Manifest &m = bundle.manifest();
     require(p.variant == RLSD_AUGMENTED || p.variant == RLSD_NONAUGMENTED, "variant is ", p.variant,
@@ -69,6 +66,8 @@ void check_params(const Bundle &bundle, const rlsd_params &p, const rlsd_request
             r.all_particles, ", allowed is ", std::int64_t(r.first_particle) + r.particles,
             " (first_particle + particles) or more");
 }
+
+}  // namespace
 
 void Variable::allocate(std::size_t particles, std::size_t each) {
     size = each;

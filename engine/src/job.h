@@ -113,7 +113,4 @@ struct Job {
     std::atomic<std::int64_t> broken{-1};  // the first particle that became non-finite in this tick
 };
 
-// Checks, throwing Error(RLSD_INVALID_ARGUMENT).
-void check_params(const Bundle &bundle, const rlsd_params &params, const rlsd_request &request);
-
 }  // namespace rlsd

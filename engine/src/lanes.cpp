@@ -1,6 +1,6 @@
 #include "lanes.h"
 
-#include <cmath>
+#include <algorithm>
 
 namespace rlsd {
 namespace {

@@ -27,13 +27,6 @@ struct Operator : OrtCustomOp {
 
 inline const Api &api_of(const OrtCustomOp *op) { return *static_cast<const Operator *>(op)->api; }
 
-// A node's attributes; what ONNX Runtime calls a kernel.
-struct Kernel {
-    const Api *api;
-    std::int64_t groups = 0, silu = 0;
-    float epsilon = 1e-5f;
-};
-
 // Nothing may throw through ONNX Runtime: an exception becomes a status.
 template <class Body> OrtStatus *guarded(const Api &api, const Body &body) noexcept {
     try {
@@ -42,6 +35,14 @@ template <class Body> OrtStatus *guarded(const Api &api, const Body &body) noexc
     } catch (const std::exception &error) {
         return api.create_status(invalid_argument, error.what());
     }
+}
+
+// An attribute that is absent keeps its default.
+template <class T, class Entry>
+void read_attribute(const Api &api, Entry entry, const OrtKernelInfo *info, const char *name, T &value) {
+    T read{};
+    if (OrtStatus *status = entry(info, name, &read)) api.release_status(status);
+    else value = read;
 }
 
 struct Shape {

@@ -278,8 +278,8 @@ class Session {
   public:
     // Loads a model from memory: one thread, sequential, all graph optimisations, and the operators
     // of domain "rlsd". A file that the model names must be among `external`; the file system is not
-    // searched. The model's bytes may go afterwards. ONNX Runtime 1.32 copies the external files'
-    // bytes too, but promises it nowhere: keep them as long as the session.
+    // searched. The model's bytes may go afterwards. The external files' bytes are read where they lie:
+    // keep them as long as the session.
     Session(std::shared_ptr<const Runtime> runtime, std::span<const std::byte> model,
             std::span<const ExternalFile> external = {}, const Placement *placement = nullptr);
     ~Session();

@@ -1,7 +1,6 @@
 #include "seat.h"
 
 #include <algorithm>
-#include <cstring>
 
 namespace rlsd {
 

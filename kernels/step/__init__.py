@@ -49,17 +49,16 @@ def _variant(name: str, function: Any, constants: dict[str, int], warps: int) ->
 
 
 def _variants() -> list[Kernel]:
-    """For Stable Diffusion: float16 networks, latents of 4 channels and images of 3, in NCHW order or channels last."""
+    """What the engine launches on a GPU: for networks in float16, tensors in NCHW order."""
     kernels = [_variant("start", triton_kernels.start_kernel, {"BLOCK": IMAGE[0]}, IMAGE[1])]
     for name in ("gather_features", "spread_repulsion"):
         function = getattr(triton_kernels, f"{name}_kernel")
         kernels.append(_variant(f"{name}_fp16", function, {"BLOCK": IMAGE[0]}, IMAGE[1]))
-    for name, (values, warps), last in (
-        ("noise_zt", LATENT, 4), ("step_z", LATENT, 4), ("step_x", IMAGE, 3), ("operator_input", IMAGE, 3),
+    for name, (values, warps) in (
+        ("noise_zt", LATENT), ("step_z", LATENT), ("step_x", IMAGE), ("operator_input", IMAGE),
     ):  # fmt: skip
         function = getattr(triton_kernels, f"{name}_kernel")
         kernels.append(_variant(f"{name}_fp16_nchw", function, constants_of(1, values), warps))
-        kernels.append(_variant(f"{name}_fp16_nhwc", function, constants_of(last, values), warps))
     return kernels
 
 
