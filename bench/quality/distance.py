@@ -110,7 +110,8 @@ def main() -> None:
     rows = [{"bench": "quality-distance", "task": TASK, "images": len(p), **line} for line in lines(shares, p)]
     for row in rows:
         if row["method"] in options.methods and "less" not in row:
-            row["settings"] = {n: v for n, v in described(TASK, row["method"], setup).items() if n not in (*row, "seed")}
+            said = {*row, "seed"}
+            row["settings"] = {n: v for n, v in described(TASK, row["method"], setup).items() if n not in said}
         print(row, flush=True)
     measure.record("quality-distance", rows)
 
