@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes as c
 from typing import Any
 
-HOST = (1, 3)  # kDLCPU, kDLCUDAHost
 CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
 FLOAT = 2  # kDLFloat
 DEFAULT_STREAM = 1  # the legacy default stream: the engine waits for the whole device before it reads
