@@ -148,9 +148,9 @@ def show_tasks(console: Console, engine: Engine | None) -> None:
 def settings_table(family: str, variant: str = "") -> Table:
     """The settings of every task for one family of priors, or those that a variant has of its own."""
     title = f"Settings for {family}" + f", --variant {variant} (other tasks: as above)" * bool(variant)
-    table = Table(title=title, title_justify="left", box=SIMPLE)
+    table = Table(title=title, title_justify="left", box=SIMPLE, collapse_padding=True)  # for 80 columns
     table.add_column("task", no_wrap=True)
-    for head in ("steps", "rho", "lambda", "lr_x", "lr_z", "N", "gamma", "sigma"):
+    for head in ("steps", "rho", "lambda", "lr_x", "lr_z", "N", "gamma", "sigma", "adam_eps"):
         table.add_column(head, justify="right")
     for name in VARIANTS[family, variant] if variant else TASKS:
         table.add_row(name, *(f"{value:g}" for value in TASKS[name].preset(family, variant)))

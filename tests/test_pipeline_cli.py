@@ -163,6 +163,7 @@ def test_tasks_and_info(capsys):
     assert rlsd("tasks", "--model", "bundle") == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
     assert lines["sr4"].split()[1] == "200"  # the settings' table comes last
+    assert len(lines["task"].split()) == len(lines["sr4"].split()) and "…" not in lines["task"], "a head each"
     assert rlsd("info", "bundle") == 0
     shown = capsys.readouterr().out
     assert "28 x 28 are content" in shown and "2.0e-07" in shown and "mask 1 x 32 x 32" in shown
