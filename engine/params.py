@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from numbers import Integral, Real
 
@@ -60,5 +59,5 @@ class Params:
             raise ValueError(f"steps is {self.steps!r}, allowed is a whole number")
         for field, (low, high) in _RANGES.items():
             value = getattr(self, field)
-            if not (isinstance(value, Real) and math.isfinite(value) and low <= value <= high):
+            if not (isinstance(value, Real) and low <= value <= high):
                 raise ValueError(f"{field.rstrip('_')} is {value}, allowed is {low:g} to {high:g}")
