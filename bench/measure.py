@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 import shutil
 import subprocess
 import time
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from rlsd.pipeline import machine as this_machine
 
 RESULTS = Path(__file__).parent / "results"
 LEAST_ROUNDS = 3
@@ -55,19 +56,8 @@ def quartiles(values: Sequence[float]) -> dict[str, float]:
 
 def machine() -> str:
     """The processor's name and the number of processors this process may use."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        name = lines[0].split(":", 1)[1].strip() if lines else name
-    return f"{name}, {available_processors()} cores"
-
-
-def available_processors() -> int:
-    """Processors that this process may run on."""
-    import os
-
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    facts = this_machine.machine()
+    return f"{facts['processor']}, {facts['cores']} cores"
 
 
 def commit() -> str:

@@ -15,7 +15,6 @@ bench/results/tune-fashion.jsonl, a task at a time; pipeline/presets.py holds th
 from __future__ import annotations
 
 import argparse
-import gzip
 import itertools
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -26,7 +25,9 @@ import numpy as np
 
 from rlsd.bench import measure
 from rlsd.engine import Engine, Job, Params, Result, normal
+from rlsd.engine.native import STREAM_USER
 from rlsd.models.fashion import PATH
+from rlsd.models.fashion.data import read_idx
 from rlsd.pipeline import metrics
 from rlsd.pipeline.tasks import TASKS, Task, find_task
 
@@ -68,8 +69,7 @@ def grid_values(given: str) -> tuple[str, tuple[float, ...]]:
 
 def training_images(folder: Path, first: int, count: int) -> np.ndarray:
     """[count, 1, 32, 32] in [-1, 1], padded with black; ValueError where the split has no so many."""
-    raw = gzip.decompress((folder / "train-images-idx3-ubyte.gz").read_bytes())
-    pixels = np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 28, 28)[first : first + count]
+    pixels = read_idx(folder / "train-images-idx3-ubyte.gz")[first : first + count]
     if first < 0 or len(pixels) < count:
         raise ValueError(f"no {count} training images from number {first} on")
     return np.pad(pixels / np.float32(127.5) - 1, ((0, 0), (2, 2), (2, 2)), constant_values=-1)[:, None].astype(
@@ -100,7 +100,7 @@ def evaluate(engine: Engine, task: Task, images: np.ndarray, settings: list[Para
     for item, x in enumerate(images):
         params = task.parameters(shapes, 0, item, {}, measured=False)
         clean = engine.measure(task.operator, x[None], **{k: v[None] for k, v in params.items()})[0]
-        y = clean + SIGMA * normal(0, item, 0, 0xC0000000, clean.size).reshape(clean.shape)
+        y = clean + SIGMA * normal(0, item, 0, STREAM_USER, clean.size).reshape(clean.shape)
         given.append((params, y))
     for each in settings:
         for item, (params, y) in enumerate(given):

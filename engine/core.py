@@ -22,7 +22,7 @@ import numpy as np
 from rlsd.engine import native
 from rlsd.engine.arrays import filled_array, gathered_rows, given_array, tensor_structs
 from rlsd.engine.dlpack import DeviceArray
-from rlsd.engine.files import facts_in, read_manifest, read_verified
+from rlsd.engine.files import facts_in, is_for_cuda, read_verified
 from rlsd.engine.jobs import Gather, Handle, Job, OperatorInfo, Progress, Result, operators_in
 from rlsd.engine.native import RlsdError, Status, check, library
 from rlsd.engine.params import REPULSIONS, VARIANTS
@@ -64,7 +64,7 @@ class Engine:
         self._undone: list[Handle] = []  # the core writes into their arrays, whether the caller keeps them or not
         options = native.OptionsStruct()
         check(library().rlsd_engine_options_init(options, c.sizeof(options)))
-        if (device or "").startswith("cuda") or _is_for_cuda(Path(bundle)):
+        if (device or "").startswith("cuda") or is_for_cuda(Path(bundle)):
             native.preload_cuda()
         runtime = onnxruntime or native.find_onnxruntime()
         options.onnxruntime = os.fsencode(runtime) if runtime else None
@@ -369,11 +369,3 @@ def _forget_threads() -> None:
 
 
 os.register_at_fork(after_in_child=_forget_threads)
-
-
-def _is_for_cuda(bundle: Path) -> bool:
-    """What the manifest says; the core reads it again, strictly."""
-    try:
-        return "target cuda" in read_manifest(bundle)[:10]
-    except OSError:
-        return False

@@ -28,6 +28,14 @@ def read_manifest(bundle: Path) -> list[str]:
     return read_regular(bundle / MANIFEST, LARGEST_MANIFEST).decode(errors="replace").splitlines()
 
 
+def is_for_cuda(bundle: Path) -> bool:
+    """What the manifest says; the core reads it again, strictly."""
+    try:
+        return "target cuda" in read_manifest(bundle)[:10]
+    except OSError:
+        return False
+
+
 def facts_in(lines: Iterable[str]) -> dict[str, list[str]]:
     """Lines "key value" of a manifest or of rlsd_engine_describe: key -> the values of each line with that key."""
     facts: dict[str, list[str]] = {}

@@ -13,7 +13,8 @@ from torch import Tensor, fx
 
 from rlsd.export.fused_ops import halves_the_image
 from rlsd.export.graph import add_buffer, arguments, constant, replace
-from rlsd.export.ops import LANES, precise
+from rlsd.export.ops import LANES
+from rlsd.kernels.norm.naive import precise
 
 aten = torch.ops.aten
 LAST, FIRST = [0, 2, 3, 1], [0, 3, 1, 2]

@@ -45,7 +45,6 @@ class TextEncoder:
                 raise CheckpointError(f"tokenizer{suffix} of {checkpoint} has token {last}, its encoder only {count}")
             self.parts.append((tokenizer, encoder))
         self.zeros = self.pooled and read_index(checkpoint).get("force_zeros_for_empty_prompt", True)
-        self.checkpoint = checkpoint
 
     @torch.no_grad()
     def encode(self, prompt: str) -> Tensor:

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from rlsd.export import ops
 from rlsd.export.fused_sums import terms
 from rlsd.export.graph import add_buffer, arguments, calls, constant, replace
+from rlsd.export.ops import LANES
 from rlsd.kernels import norm
+from rlsd.kernels.norm.naive import precise
 
 aten = torch.ops.aten
 X_BIAS = 7  # the number of that argument, of rlsd::group_norm and of rlsd::add_group_norm_nhwc
@@ -54,7 +55,7 @@ class Biased:
     def strip(self) -> Tensor:
         """The bias, in float32 at least, which the product adds no longer."""
         self.product.update_arg(2, None)
-        return self.bias.to(ops.precise(self.bias.dtype))
+        return self.bias.to(precise(self.bias.dtype))
 
 
 def product_of(graph_module: fx.GraphModule, node: fx.Node) -> Biased | None:
@@ -102,7 +103,7 @@ def _into_sum(graph_module: fx.GraphModule, node: fx.Node) -> None:
     if any(term.meta["val"].shape != value.shape or term.meta["val"].dtype != value.dtype for term in pair):
         return
     found = [biased for term in pair if (biased := Biased.behind(graph_module, term)) is not None]
-    if not found or node.meta["val"].shape[-1] % ops.LANES != 0:
+    if not found or node.meta["val"].shape[-1] % LANES != 0:
         return
     total = add_buffer(graph_module, node, "sum_bias", torch.stack([biased.strip() for biased in found]).sum(0))
     with graph_module.graph.inserting_before(node):

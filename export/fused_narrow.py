@@ -10,10 +10,11 @@ import operator
 import torch
 from torch import Tensor, fx
 
-from rlsd.export import ops
 from rlsd.export.channels_last import FIRST, LAST
 from rlsd.export.graph import add_buffer, arguments, calls, constant
+from rlsd.export.ops import LANES
 from rlsd.kernels import narrow
+from rlsd.kernels.norm.naive import precise
 
 aten = torch.ops.aten
 SAVING = 18  # channels for one on the other side, from which taps in float32 are smaller than x in halves
@@ -29,9 +30,9 @@ def fuse_narrow(graph_module: fx.GraphModule) -> None:
         if kernel is None or not plain or kernel.shape[1:3] != (3, 3) or kernel.dtype == torch.float32:
             continue
         results, _, _, channels = kernel.shape
-        if _is_narrow(channels) and results % ops.LANES == 0:
+        if _is_narrow(channels) and results % LANES == 0:
             _from_few(graph_module, node, kernel)
-        elif _is_narrow(results) and channels % ops.LANES == 0 and channels >= SAVING * results:
+        elif _is_narrow(results) and channels % LANES == 0 and channels >= SAVING * results:
             _to_few(graph_module, node, kernel)
     graph_module.graph.eliminate_dead_code()
     graph_module.recompile()
@@ -49,7 +50,7 @@ def _from_few(graph_module: fx.GraphModule, node: fx.Node, kernel: Tensor) -> No
     if (bias is None) != (row is None):
         return
     given: list[object] = [x, add_buffer(graph_module, node, "narrow_weight", matrix)]
-    given.append(None if row is None else add_buffer(graph_module, node, "narrow_bias", row.to(ops.precise(row.dtype))))
+    given.append(None if row is None else add_buffer(graph_module, node, "narrow_bias", row.to(precise(row.dtype))))
     first = x.target == aten.permute.default and list(x.args[1]) == LAST  # type: ignore[union-attr,arg-type]
     if first:
         given[0] = x.args[0]  # type: ignore[union-attr]
@@ -77,7 +78,7 @@ def _to_few(graph_module: fx.GraphModule, node: fx.Node, kernel: Tensor) -> None
     with graph.inserting_before(norm):
         fused = graph.call_function(target, (*given, columns, planes, groups, epsilon, silu, x_bias))
     value, source = node.meta["val"], norm.args[0].meta["val"]  # type: ignore[union-attr]
-    kind = ops.precise(value.dtype)
+    kind = precise(value.dtype)
     taps = value.new_empty(value.shape[0], 9 * planes, *value.shape[1:3], dtype=kind)
     statistic = value.new_empty(value.shape[0], groups, dtype=kind)
     totals = [source] if target == ours.add_group_norm_taps.default else []
@@ -103,8 +104,6 @@ def _norm_of(x: object) -> fx.Node | None:
         return None
     norm = x.args[0]
     assert isinstance(norm, fx.Node)
-    if any(user is not x and user.args[1] == 0 for user in norm.users):
-        return None
     if norm.target == torch.ops.rlsd.group_norm.default:
         last = arguments(norm, *[None] * 6, False)[6]
     else:

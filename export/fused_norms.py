@@ -10,11 +10,12 @@ import operator
 import torch
 from torch import Tensor, fx
 
-from rlsd.export import ops
 from rlsd.export.fused_biases import product_of
 from rlsd.export.graph import add_buffer, arguments, calls, constant, replace
+from rlsd.export.ops import LANES
 from rlsd.kernels import norm
 from rlsd.kernels.norm import rows
+from rlsd.kernels.norm.naive import precise
 
 aten = torch.ops.aten
 LARGEST_ROW = rows.SUM_WIDTHS[-1]
@@ -35,7 +36,7 @@ def fuse_layer_norms(graph_module: fx.GraphModule) -> None:
 def _fuse(graph_module: fx.GraphModule, node: fx.Node, x, weight, bias, epsilon: float) -> None:  # type: ignore[no-untyped-def]
     channels = x.meta["val"].shape[-1]
     scale, shift = (constant(graph_module, row) if isinstance(row, fx.Node) else None for row in (weight, bias))
-    if scale is None or shift is None or channels % ops.LANES != 0 or channels > LARGEST_ROW:
+    if scale is None or shift is None or channels % LANES != 0 or channels > LARGEST_ROW:
         return
     terms = _summed(graph_module, x) or _biased(graph_module, x)
     if terms is None:
@@ -43,7 +44,7 @@ def _fuse(graph_module: fx.GraphModule, node: fx.Node, x, weight, bias, epsilon:
     source, x_bias, residual = terms
     graph, behind = graph_module.graph, x.next
     rows = [
-        add_buffer(graph_module, behind, name, row.to(ops.precise(row.dtype)))
+        add_buffer(graph_module, behind, name, row.to(precise(row.dtype)))
         for name, row in (("sum_bias", x_bias), ("norm_weight", scale), ("norm_bias", shift))
     ]
     with graph.inserting_before(behind):

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlsd.export.ops import LANES, precise
+from rlsd.export.ops import LANES
 from rlsd.kernels import norm
+from rlsd.kernels.norm.naive import precise
 
 
 @torch.library.custom_op("rlsd::conv_nhwc", mutates_args=())

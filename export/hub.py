@@ -60,7 +60,7 @@ def locate(
     return Found(fetch(name, commit, halves, cache, parts), name.replace("/", "-"), f"{name}@{commit}")
 
 
-def fetch(repository: str, commit: str, halves: bool, cache: Path | None, parts: Sequence[str] = PARTS) -> Path:
+def fetch(repository: str, commit: str, halves: bool, cache: Path | None, parts: Sequence[str]) -> Path:
     """The folder of a commit's files in the cache, downloaded if they are not all there. CheckpointError."""
     try:
         from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache

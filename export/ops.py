@@ -13,6 +13,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rlsd.kernels.norm import naive
+from rlsd.kernels.norm.naive import precise
+
 LANES = 16  # rlsd.kernels.norm: the channels of its compiled kernels are multiples of this
 
 
@@ -99,11 +102,6 @@ def _last_only(name: str, value: Tensor | None, channels_last: bool) -> None:
         raise ValueError(f"{name} is given, which is possible with channels_last only")
 
 
-def precise(kind: torch.dtype) -> torch.dtype:
-    """The type in which numbers of a type are accumulated: at least float32."""
-    return torch.float32 if kind in (torch.float16, torch.bfloat16) else kind
-
-
 def _computed(x: Tensor, channels_last: bool, x_bias: Tensor | None = None) -> Tensor:
     """x, plus x_bias, as [B, C, *], in at least float32."""
     value = x.to(precise(x.dtype)) if x_bias is None else x.to(precise(x.dtype)) + x_bias
@@ -155,10 +153,7 @@ def interleave(phases: Tensor, channels_last: bool = False, bias: Tensor | None 
     _last_only("bias", bias, channels_last)
     if not channels_last:
         return torch.nn.functional.pixel_shuffle(phases, 2)[..., 1:-1, 1:-1].contiguous()
-    batch, height, width, channels = phases.shape
-    apart = phases.reshape(batch, height, width, 2, 2, channels // 4).permute(0, 1, 3, 2, 4, 5)
-    image = apart.reshape(batch, 2 * height, 2 * width, channels // 4)[:, 1:-1, 1:-1]
-    return image.contiguous() if bias is None else (image.to(precise(image.dtype)) + bias).to(image.dtype)
+    return naive.interleave(phases, bias=bias)
 
 
 @interleave.register_fake
@@ -175,10 +170,7 @@ def interleave_pull(cotangent: Tensor, channels_last: bool = False) -> Tensor:
     """The adjoint of `interleave`: [B, C, 2 H, 2 W] -> [B, 4 C, H + 1, W + 1], or both with their channels last."""
     if not channels_last:
         return torch.nn.functional.pixel_unshuffle(torch.nn.functional.pad(cotangent, (1, 1, 1, 1)), 2).contiguous()
-    padded = torch.nn.functional.pad(cotangent, (0, 0, 1, 1, 1, 1))
-    batch, height, width, channels = padded.shape
-    apart = padded.reshape(batch, height // 2, 2, width // 2, 2, channels).permute(0, 1, 3, 2, 4, 5)
-    return apart.reshape(batch, height // 2, width // 2, 4 * channels).contiguous()
+    return naive.interleave_pull(cotangent)
 
 
 @interleave_pull.register_fake

@@ -50,7 +50,7 @@ RECOMPUTED_ON_CUDA = frozenset({aten.bmm.default, aten._softmax.default, torch.o
 class Split:
     """A function and its pull-back.
 
-    forward: (*inputs) -> (y, *kept). pull: (cotangent, *pull_inputs) -> cotangent of input `wrt`, where
+    forward: (*inputs) -> (y, *kept). pull: (cotangent, *pull_inputs) -> cotangent of the first input, where
     pull_inputs names inputs of the function or entries of `kept`.
     """
 
@@ -65,10 +65,9 @@ def split(
     function: nn.Module,
     args: Sequence[Tensor],
     names: Sequence[str],
-    wrt: int = 0,
     recomputed: frozenset = frozenset(),
 ) -> Split:
-    """Cuts `function(*args) -> y` and its pull-back in the input number `wrt` in two graphs of static shapes.
+    """Cuts `function(*args) -> y` and its pull-back in the first input in two graphs of static shapes.
 
     recomputed: operations whose results the pull graph makes again although they would be worth keeping.
     Raises NotImplementedError for a function that writes into parts of tensors.
@@ -76,12 +75,12 @@ def split(
     state = {**dict(function.named_parameters()), **dict(function.named_buffers())}
 
     def joint(weights: Sequence[Tensor], inputs: Sequence[Tensor], cotangent: Tensor) -> tuple[Tensor, Tensor]:
-        inputs = [x.detach().requires_grad_(i == wrt) for i, x in enumerate(inputs)]
+        inputs = [inputs[0].detach().requires_grad_(), *inputs[1:]]
         y = torch.func.functional_call(function, dict(zip(state, weights)), tuple(inputs))
         pulled = None
         if y.requires_grad:
-            (pulled,) = torch.autograd.grad(y, inputs[wrt], cotangent, allow_unused=True)
-        return y, torch.zeros_like(inputs[wrt]) if pulled is None else pulled
+            (pulled,) = torch.autograd.grad(y, inputs[0], cotangent, allow_unused=True)
+        return y, torch.zeros_like(inputs[0]) if pulled is None else pulled
 
     example = _like_output(function, args)
     with plain_attention():

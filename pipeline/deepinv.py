@@ -122,7 +122,6 @@ class RLSD(Reconstructor):
         """The bundle for this physics, exported now unless it was before; nothing is reconstructed."""
         count = len((y.x if hasattr(y, "x") else [y])[0])
         names = [name for name, value in physics.named_buffers() if value.dim() >= 3 and len(value) == count > 1]
-        one = physics
         if names and not _for_one(physics, self.frame, self.unit):
             kind = type(physics).__qualname__
             if not any("." in name for name in names) and kind not in self._apart:
@@ -132,7 +131,7 @@ class RLSD(Reconstructor):
                     self._apart.add(kind)
             operators = [self._described(y, _item(physics, names, i)) for i in range(count)]
         else:
-            operators = [self._described(y, one)]
+            operators = [self._described(y, physics)]
         return self._prepared(operators, {})
 
     def _per_item(self, y: Any, physics: nn.Module, names: Sequence[str]) -> Prepared:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from rlsd.engine import Engine, Job, Params, Result, RlsdError, usable_processors
-from rlsd.engine.files import read_manifest
+from rlsd.engine.files import is_for_cuda
 from rlsd.engine.jobs import Handle
 from rlsd.pipeline.errors import InputError
 from rlsd.pipeline.group import Group, Stage
@@ -127,7 +127,7 @@ def place(bundle: Path, device: str | None, threads: int) -> tuple[str, int]:
     """Device and threads of this process among those of torchrun on this machine, as far as the user has not chosen."""
     local, count = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if device is None:
-        device = f"cuda:{local}" if "target cuda" in read_manifest(bundle)[:10] else "cpu"
+        device = f"cuda:{local}" if is_for_cuda(bundle) else "cpu"
     return device, threads or max(1, usable_processors() // count)
 
 

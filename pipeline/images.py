@@ -169,7 +169,7 @@ def _read_pillow(path: Path, kind: str, notes: list[str]) -> np.ndarray:
                 if image.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED:  # of a TIFF it is gone after loading
                     notes.append(TURNED)
                 image.load()
-                return _pillow_array(image, notes)
+                return _pillow_array(image)
     except InputError:
         raise
     except Image.DecompressionBombError:
@@ -178,7 +178,7 @@ def _read_pillow(path: Path, kind: str, notes: list[str]) -> np.ndarray:
         raise InputError(f"cannot be read as {kind} ({_reason(error)})") from None
 
 
-def _pillow_array(image: Image.Image, notes: list[str]) -> np.ndarray:
+def _pillow_array(image: Image.Image) -> np.ndarray:
     turned = ImageOps.exif_transpose(image)
     if turned.mode.startswith("I"):
         array = np.asarray(turned)
@@ -259,12 +259,11 @@ def channels_first(array: np.ndarray, notes: list[str] | None = None) -> np.ndar
         raise InputError(f"has the shape {shape}; allowed are H x W, H x W x C and C x H x W with C from 1 to 4")
     if len(array) in (1, 3):
         return array
+    if array.dtype.kind != "u":
+        raise InputError("has a channel of transparency in floating point; allowed there are 1 or 3 channels")
     if notes is not None:
         notes.append("transparency laid on black")
-    top = np.iinfo(array.dtype).max if array.dtype.kind == "u" else 1
-    if array.dtype.kind not in "u":
-        raise InputError("has a channel of transparency in floating point; allowed there are 1 or 3 channels")
-    laid = np.round(array[:-1] * (array[-1] / top))
+    laid = np.round(array[:-1] * (array[-1] / np.iinfo(array.dtype).max))
     return laid.astype(array.dtype)
 
 

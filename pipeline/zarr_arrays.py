@@ -2,8 +2,8 @@
 
 Needs zarr: pip install 'rlsd[batch]'.
 
-What an array's metadata names is checked
-before zarr acts on it: some codecs would unpickle, and links could lead anywhere.
+What an array's metadata names is checked before zarr acts on it: some codecs would unpickle, and links could lead
+anywhere.
 """
 
 from __future__ import annotations

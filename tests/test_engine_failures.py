@@ -244,7 +244,7 @@ def test_features_that_the_bundle_does_not_have(tmp_path):
 
 
 @pytest.mark.parametrize("field", ["rho", "lambda_", "lr_x", "lr_z", "gamma", "guidance", "beta1", "adam_eps"])
-@pytest.mark.parametrize("value", [np.nan, np.inf, -1e30])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1e30, pytest.param(10**400, id="10**400")])
 def test_params_check_themselves(field, value):
     with pytest.raises(ValueError, match=re.escape(f"{field.rstrip('_')} is {value}")):
         Params(**{field: value})

@@ -128,7 +128,7 @@ def test_twelve_bits_in_sixteen_are_noted(tmp_path):
 def test_what_needs_more_than_16_bits_is_refused(values):
     """As Pillow may give of what tifffile does not read; they would be cut off at the top."""
     with pytest.raises(InputError, match=f"has values from {values[0]} to {values[1]}; allowed are 16 bits"):
-        images._pillow_array(Image.fromarray(np.array([values], np.int32)), [])
+        images._pillow_array(Image.fromarray(np.array([values], np.int32)))
 
 
 @pytest.mark.parametrize("bits", [4, 12])

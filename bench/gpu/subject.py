@@ -36,7 +36,6 @@ class Bench:
     roof: Roof
     rounds: int = 5
     limit: float = 8.0  # seconds of one case after which no round is begun
-    methods: tuple[str, ...] = torch_step.METHODS
 
     @property
     def cuda(self) -> bool:

@@ -24,7 +24,7 @@ from rlsd.bench.quality.judge import Judge
 from rlsd.bench.quality.problem import Array
 from rlsd.bench.quality.sample import Work, draw_all, shards, stored
 from rlsd.bench.quality.settings import METHODS, SETUPS, described, is_tuned
-from rlsd.engine import Engine
+from rlsd.engine import Engine, usable_processors
 from rlsd.models.fashion import PATH
 from rlsd.pipeline.items import frame_of
 
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=list(SETUPS), choices=list(SETUPS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--images", type=int, default=200, help="items of each task")
-    parser.add_argument("--processes", type=int, default=measure.available_processors())
+    parser.add_argument("--processes", type=int, default=usable_processors())
     parser.add_argument("--report", action="store_true", help="draw nothing, report what is there")
     parser.add_argument("--out", type=Path, default=report.ROOT, help="folder of QUALITY.md and docs/quality")
     options = parser.parse_args()

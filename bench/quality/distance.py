@@ -27,7 +27,7 @@ from rlsd.bench.quality.problem import Array
 from rlsd.bench.quality.report import OTHERS, REPELLED
 from rlsd.bench.quality.sample import Work, draw_all, shards, stored
 from rlsd.bench.quality.settings import METHODS, SETUPS, described
-from rlsd.engine import Engine
+from rlsd.engine import Engine, usable_processors
 from rlsd.models.fashion import PATH
 
 TASK = items.AMBIGUOUS[0]
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--images", type=int, default=200)
-    parser.add_argument("--processes", type=int, default=measure.available_processors())
+    parser.add_argument("--processes", type=int, default=usable_processors())
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     networks, setup = prior.prepare(options.work), SETUPS[TASK]

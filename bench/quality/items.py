@@ -10,7 +10,7 @@ import numpy as np
 
 from rlsd.bench.quality import reference
 from rlsd.bench.quality.problem import Array
-from rlsd.bench.quality.settings import LINEAR, SEED, Setup
+from rlsd.bench.quality.settings import SEED, Setup
 from rlsd.engine import Engine, normal
 from rlsd.engine.native import STREAM_USER
 from rlsd.pipeline.items import observed
@@ -105,8 +105,3 @@ def chosen(engine: Engine, data: Path, task: str, setup: Setup, count: int) -> C
 def is_ambiguous(weights: Array, classes: Array) -> bool:
     """The rule of `chosen`. weights: of the training images. classes: their distribution over garments."""
     return reference.perplexity(classes) >= PERPLEXITY and reference.effective(weights) >= EFFECTIVE
-
-
-def is_linear(task: str) -> bool:
-    """Whether the task's operator is linear."""
-    return task in LINEAR

@@ -18,14 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from rlsd.bench.quality import items as chosen_items
 from rlsd.bench.quality.dps import Dps, dps
 from rlsd.bench.quality.items import Item
 from rlsd.bench.quality.prior import BATCH, FashionPrior, checkpoint_digest
 from rlsd.bench.quality.problem import Array, EngineMeasurement, Measurement, Noise, Prior, Schedule
 from rlsd.bench.quality.psld import Psld, psld
 from rlsd.bench.quality.resample import ReSample, resample
-from rlsd.bench.quality.settings import SEED, Settings, Setup, described, settings_of
+from rlsd.bench.quality.settings import LINEAR, SEED, Settings, Setup, described, settings_of
 from rlsd.engine import Engine, Job, Params
 from rlsd.models.fashion import PATH
 from rlsd.pipeline.tasks import TASKS
@@ -83,13 +82,8 @@ def shards(
         yield Work(task, method, setup, part, prior, folder / f"{first:04}-{first + len(part):04}.npz", seed)
 
 
-def run(shard: Work, tools: Tools) -> Drawn:
-    """The shard's particles, not stored yet."""
-    return draw(shard, settings_of(shard.task, shard.method, shard.setup), tools)
-
-
 def draw(shard: Work, settings: Settings, tools: Tools) -> Drawn:
-    """The same with settings of one's own."""
+    """The shard's particles with these settings, not stored yet."""
     start = time.perf_counter()
     if isinstance(settings, Params):
         particles, counts = by_engine(tools.engine, shard, settings)
@@ -121,7 +115,7 @@ def by_python(prior: Prior, engine: Engine, shard: Work, settings: Baseline) -> 
             np.stack([item.y for item, _ in batch]),
             {name: np.stack([item.params[name] for item, _ in batch]) for name in batch[0][0].params},
             shard.setup.sigma,
-            chosen_items.is_linear(shard.task),
+            shard.task in LINEAR,
         )
         noise = Noise(shard.seed, tuple((item.index, particle) for item, particle in batch), engine.latent_shape)
         parts.append(drawn(prior, f, noise, Schedule(prior.abar, shard.setup.steps), settings))
@@ -185,7 +179,7 @@ def _open(prior: Path) -> None:
 
 
 def _draw(shard: Work) -> tuple[str, float]:
-    done = run(shard, _tools[0])
+    done = draw(shard, settings_of(shard.task, shard.method, shard.setup), _tools[0])
     store(shard, done)
     steps = len(shard.items) * shard.setup.particles * (shard.setup.steps - 1)
     return f"{shard.task} {shard.method} {shard.out.stem}", steps / done.seconds

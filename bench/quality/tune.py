@@ -38,7 +38,7 @@ from rlsd.bench.quality.problem import Array
 from rlsd.bench.quality.resample import ReSample
 from rlsd.bench.quality.sample import Tools, Work, draw
 from rlsd.bench.quality.settings import CHOSEN, KINDS, SETUPS, Settings, Setup
-from rlsd.engine import Engine, Params
+from rlsd.engine import Engine, Params, usable_processors
 
 FIRST = 50_000  # the images used: training images from here on
 RESIDUAL = 3.0  # in units of sigma
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=list(SETUPS), choices=list(SETUPS))
     parser.add_argument("--methods", nargs="+", default=list(GRIDS), choices=list(GRIDS))
     parser.add_argument("--images", type=int, default=6)
-    parser.add_argument("--processes", type=int, default=measure.available_processors())
+    parser.add_argument("--processes", type=int, default=usable_processors())
     parser.add_argument("--known", action="store_true", help="no try a second time")
     options = parser.parse_args()
     train, test = items.load(options.data, "train"), items.load(options.data, "t10k")

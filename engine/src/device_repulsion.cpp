@@ -87,7 +87,6 @@ std::int32_t DeviceRepulsion::row(const Job &job, std::int64_t particle) const {
 DeviceRepulsion::Group DeviceRepulsion::make_group(const Size *size, std::vector<Job *> jobs) {
     Group group;
     group.size = size, group.jobs = std::move(jobs);
-    const auto count = static_cast<std::int64_t>(group.jobs.size());
     std::vector<std::int32_t> offsets;
     std::vector<std::int64_t> seeds, items;
     for (const Job *job : group.jobs) {
@@ -106,7 +105,15 @@ DeviceRepulsion::Group DeviceRepulsion::make_group(const Size *size, std::vector
     group.offsets = given(offsets), group.seeds = given(seeds), group.items = given(items);
     group.steps = cuda::Buffer(device_, group.jobs.size() * sizeof(std::int64_t));
     group.next_steps = std::make_unique<cuda::Pinned>(device_, group.steps.bytes());
+    make_scratch(group);
+    return group;
+}
+
+// What the kernels of a group write for each other.
+void DeviceRepulsion::make_scratch(Group &group) const {
+    const Size *size = group.size;
     if (size != nullptr) {
+        const auto count = static_cast<std::int64_t>(group.jobs.size());
         expect(kernels_, size->distances, {{"T", size->tile}, {"BD", size->columns}});
         expect(kernels_, size->crowd,
                {{"BI", size->rows}, {"BN", size->n}, {"BS", size->splits}, {"T", size->tile}, {"BD", size->cut}});
@@ -126,7 +133,6 @@ DeviceRepulsion::Group DeviceRepulsion::make_group(const Size *size, std::vector
         group.squares = cuda::Buffer(device_, floats(splits * tiles));
         group.ties = cuda::Buffer(device_, floats(rows));
     }
-    return group;
 }
 
 void DeviceRepulsion::enqueue() {

@@ -42,6 +42,7 @@ class DeviceRepulsion {
     };
 
     Group make_group(const Size *size, std::vector<Job *> jobs);
+    void make_scratch(Group &group) const;
     void small(Group &group);
     void large(Group &group);
 

@@ -164,15 +164,19 @@ void Gpu::stats(rlsd_stats &out) const {
     out.not_recorded = std::ssize(bundle_.not_recorded());
 }
 
+void Gpu::warm_up() {
+    for (Seated &s : seated_) {
+        if (s.seat->recorded_here()) continue;
+        const std::lock_guard turn(setting_up());
+        s.seat->warm_up();
+    }
+}
+
 void Gpu::tick(const Jobs &active) {
     if (seated_.empty()) return;
     const cuda::Inside inside(device_, std::nothrow);
     try {
-        for (Seated &s : seated_) {
-            if (s.seat->recorded_here()) continue;
-            const std::lock_guard turn(setting_up());
-            s.seat->warm_up();
-        }
+        warm_up();
         clock_.start();
         back_up();
         for (const auto &[job, guest] : guests_)

@@ -84,6 +84,7 @@ class Gpu : public Backend {
     template <class Make> Seat *with_room(const Make &make, const Seat *kept = nullptr);
     double time_of(std::int64_t size) const;
     std::vector<std::int64_t> sizes_for(std::int64_t lanes) const;
+    void warm_up();
     void back_up();
     void restore(const Guest &guest, std::int64_t particles);
     void give_results(Seated &s);

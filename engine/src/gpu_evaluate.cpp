@@ -21,12 +21,12 @@ void Gpu::evaluate(const std::string &graph, std::int64_t count, std::span<const
     const auto move = [&](const ort::TensorInfo &info, const rlsd_tensor &caller, std::int64_t done, bool in) {
         const std::size_t each = info.count() / static_cast<std::size_t>(batch), first = static_cast<std::size_t>(done) * each;
         const std::size_t now = static_cast<std::size_t>(std::min(batch, count - done)) * each;
-        if (info.type == ort::Type::int64) {
-            auto *data = static_cast<std::int64_t *>(caller.data) + first;
-            in ? device_.upload(tensors.at(info.name), data, now * 8) : device_.download(data, tensors.at(info.name), now * 8);
-        } else if (info.type == ort::Type::float32) {
-            auto *data = static_cast<float *>(caller.data) + first;
-            in ? device_.upload(tensors.at(info.name), data, now * 4) : device_.download(data, tensors.at(info.name), now * 4);
+        if (info.type != ort::Type::float16) {
+            const std::size_t width = ort::width_of(info.type);
+            auto *data = static_cast<std::byte *>(caller.data) + first * width;
+            in ? device_.upload(tensors.at(info.name), data, now * width)
+               : device_.download(data, tensors.at(info.name), now * width);
+            device_.wait();
         } else {
             auto *data = static_cast<float *>(caller.data) + first;
             halves.resize(now);
@@ -36,7 +36,6 @@ void Gpu::evaluate(const std::string &graph, std::int64_t count, std::span<const
             device_.wait();
             if (!in) std::transform(halves.begin(), halves.end(), data, from_half);
         }
-        device_.wait();
     };
     const auto move_all = [&](const std::vector<ort::TensorInfo> &infos, std::span<const rlsd_tensor> callers,
                               std::int64_t done, bool in) {

@@ -315,10 +315,6 @@ Session::~Session() { runtime_->api().release_session(session_); }
 void Session::run(std::span<const char *const> input_names, std::span<const OrtValue *const> inputs,
                   std::span<const char *const> output_names, std::span<OrtValue *> outputs,
                   const RunOptions *options) const {
-    if (input_names.size() != inputs.size() || output_names.size() != outputs.size())
-        throw OrtError("a graph was run with " + std::to_string(inputs.size()) + " inputs for " +
-                       std::to_string(input_names.size()) + " names and " + std::to_string(outputs.size()) +
-                       " outputs for " + std::to_string(output_names.size()) + " names");
     const Api &api = runtime_->api();
     api.check(api.run(session_, options != nullptr ? options->get() : nullptr, input_names.data(), inputs.data(), inputs.size(), output_names.data(),
                       outputs.size(), outputs.data()),

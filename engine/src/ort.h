@@ -290,8 +290,8 @@ class Session {
     const std::vector<TensorInfo> &outputs() const noexcept { return outputs_; }
     const Runtime &runtime() const noexcept { return *runtime_; }
 
-    // Runs the graph. Names and values go by position; outputs that are not named are not computed, the others are
-    // written in place. Allocates nothing of its own. Notes a run that went well.
+    // Runs the graph. Names and values go by position, as many of the ones as of the others; outputs that are not named
+    // are not computed, the others are written in place. Allocates nothing of its own. Notes a run that went well.
     void run(std::span<const char *const> input_names, std::span<const OrtValue *const> inputs,
              std::span<const char *const> output_names, std::span<OrtValue *> outputs,
              const RunOptions *options = nullptr) const;

@@ -29,16 +29,14 @@ from rlsd.models.fashion.train_classifier import new_classifier, train_classifie
 from rlsd.models.fashion.train_prior import new_prior, train_unet
 from rlsd.models.fashion.train_vae import scaling_of, train_decoder, train_vae, vae_for
 
-ANY = data.ANY  # the shape of the data set's images, when only that counts
-
 
 def export(work: Path, out: Path, prior: Prior | None = None) -> None:
     """Write the averaged weights as a checkpoint in the layout of diffusers, fp16 safetensors."""
-    vae = average_of(vae_for(ANY), work / "vae-decoder.pt")
+    vae = average_of(vae_for(data.ANY), work / "vae-decoder.pt")
     latents = torch.load(work / "latents.pt", weights_only=True)
     vae.register_to_config(scaling_factor=scaling_of(latents["mean"], latents["std"]))
-    classifier = average_of(new_classifier(ANY, len(CLASS_NAMES)), work / "classifier-mild.pt")
-    average = prior or average_of(new_prior(ANY, len(CLASS_NAMES)), work / f"{UNET_PHASES[-1]}.pt")
+    classifier = average_of(new_classifier(data.ANY, len(CLASS_NAMES)), work / "classifier-mild.pt")
+    average = prior or average_of(new_prior(data.ANY, len(CLASS_NAMES)), work / f"{UNET_PHASES[-1]}.pt")
     write_checkpoint(out, vae, average, classifier)
 
 
