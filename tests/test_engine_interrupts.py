@@ -32,6 +32,7 @@ wanted = engine.reconstruct([short])[0].particles
 handle = engine.submit(long)
 """
 INTERRUPTED = """
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is born with it ignored
 threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
 try:
     engine.run()

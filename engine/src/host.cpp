@@ -33,6 +33,8 @@ void Host::prepare(const OperatorInfo &op) {
 
 void Host::pack(const Jobs &active) {
     used_.clear();
+    spare_.clear();
+    for (Batch &batch : batches_) spare_[batch.size()].push_back(&batch);
     for (const OperatorInfo &op : bundle_.manifest().operators) {
         std::vector<Lane> lanes;
         for (const auto &job : active)
@@ -59,13 +61,12 @@ void Host::pack_operator(const OperatorInfo &op, std::vector<Lane> lanes) {
 }
 
 void Host::use(const OperatorInfo &op, std::int64_t size, std::vector<Lane> lanes) {
-    Batch *free = nullptr;
-    for (Batch &batch : batches_)
-        if (batch.size() == size && std::find(used_.begin(), used_.end(), &batch) == used_.end())
-            free = &batch;
-    if (free == nullptr) free = &batches_.emplace_back(bundle_, size);
-    free->seat(op, std::move(lanes));
-    used_.push_back(free);
+    std::vector<Batch *> &spare = spare_[size];
+    if (spare.empty()) spare.push_back(&batches_.emplace_back(bundle_, size));
+    Batch *batch = spare.back();
+    spare.pop_back();
+    batch->seat(op, std::move(lanes));
+    used_.push_back(batch);
 }
 
 void Host::each(const std::vector<Batch *> &batches, void (Batch::*stage)()) {

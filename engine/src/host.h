@@ -5,6 +5,7 @@
 #include "workers.h"
 
 #include <list>
+#include <map>
 
 namespace rlsd {
 
@@ -39,6 +40,7 @@ class Host : public Backend {
     Workers workers_;
     std::vector<RepulsionScratch> scratch_;
     std::list<Batch> batches_;  // every batch ever made; `used_` are those of this packing
+    std::map<std::int64_t, std::vector<Batch *>> spare_;  // by size, while packing
     std::vector<Batch *> used_, early_, late_;
     Times times_;
     double idle_ = 0, parallel_ = 0;
