@@ -27,6 +27,10 @@ from rlsd.engine.jobs import Gather, Handle, Job, OperatorInfo, Progress, Result
 from rlsd.engine.native import RlsdError, Status, check, library
 from rlsd.engine.params import REPULSIONS, VARIANTS
 
+# Seconds until a run sees a signal. More often would cost: a thread that computes in Python keeps each callback waiting
+# for some 5 ms (sys.getswitchinterval).
+_SIGNALS_WAIT = 0.2
+
 # What the fields of rlsd_request hold; ctypes would take the lowest bits of any other number.
 _INT32 = (-(2**31), 2**31 - 1)
 _WHOLE = {"particles": _INT32, "first_particle": _INT32, "all_particles": _INT32}
@@ -39,9 +43,9 @@ class Engine:
     child opens an engine of its own.
 
     bundle: the directory that `rlsd export` wrote. device: "cpu" or "cuda:0" and so on, default what the bundle was
-    exported for. threads: 0 for `usable_processors()`. max_particles: in flight at
-    once, 0 for 256. onnxruntime: path of the library, default the installed wheel's. progress: called after each tick
-    of `run`; returning True stops. log: called with each message. Raises RlsdError.
+    exported for. threads: 0 for `usable_processors()`. max_particles: in flight at once, 0 for 256. onnxruntime: path
+    of the library, default the installed wheel's. progress: called after each tick of `run`, or so many seconds apart
+    (progress_interval) and after the last; returning True stops. log: called with each message. Raises RlsdError.
 
     What `progress` or a signal's handler raises (KeyboardInterrupt) ends a run after its tick: jobs that are not done
     are cancelled, and `run` raises it. What a thread runs as the interpreter exits is cancelled and waited for.
@@ -56,6 +60,7 @@ class Engine:
         max_particles: int = 0,
         onnxruntime: str | None = None,
         progress: Callable[[Progress], bool | None] | None = None,
+        progress_interval: float = 0,
         log: Callable[[str], None] | None = None,
     ):
         self._pointer = c.c_void_p()
@@ -73,6 +78,7 @@ class Engine:
         self._callbacks = (native.PROGRESS(self._on_progress), native.LOG(self._on_log))
         self._progress, self._log = progress, log
         options.progress = self._callbacks[0]  # always: a signal's handler runs in it
+        options.progress_interval = progress_interval if progress else _SIGNALS_WAIT
         if log:
             options.log = self._callbacks[1]
         check(library().rlsd_engine_open(os.fsencode(bundle), options, self._pointer))

@@ -65,6 +65,7 @@ class OptionsStruct(c.Structure):
         ("progress", PROGRESS),
         ("log", LOG),
         ("user", c.c_void_p),
+        ("progress_interval", c.c_double),
     ]
 
 

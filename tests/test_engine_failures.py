@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +154,33 @@ def test_progress_of_a_second_run_counts_anew(bundle):
         for _ in range(2):
             engine.reconstruct([make_job(NETS, particles=3, params=dataclasses.replace(PARAMS, steps=3))])
     assert [now.particle_steps for now in seen] == [3, 6, 6] * 2
+
+
+@pytest.mark.parametrize("interval, least, most", [(0, 21, 21), (0.05, 3, 9), (1e9, 1, 1)])
+def test_progress_at_intervals_and_at_the_end(bundle, interval, least, most):
+    """Each of 20 steps waits 0.02 s for a gather."""
+    seen = []
+    waiting = make_job(NETS, particles=3, params=PARAMS, all_particles=4, gather=lambda *_: time.sleep(0.02))
+    with Engine(bundle, progress=seen.append, progress_interval=interval) as engine:
+        engine.reconstruct([waiting])
+    waited = np.diff([0, *(now.seconds for now in seen[:-1])])
+    assert (waited > interval - 0.005).all()
+    assert least <= len(seen) <= max(most, 1 + seen[-1].seconds / (interval or 1)) and seen[-1].particle_steps_left == 0
+
+
+def test_without_progress_a_run_seldom_calls_into_python(bundle, monkeypatch):
+    calls = []
+    monkeypatch.setattr(Engine, "_on_progress", lambda *_: calls.append(time.monotonic()) or 0)
+    with Engine(bundle) as engine:
+        start = time.monotonic()
+        engine.reconstruct([make_job(NETS, params=PARAMS)])
+        assert 1 <= len(calls) <= 1 + (time.monotonic() - start) / 0.2
+
+
+@pytest.mark.parametrize("interval", [-1.0, np.nan])
+def test_intervals_of_progress_that_are_none(bundle, interval):
+    with pytest.raises(RlsdError, match=f"progress_interval is {interval:g}, allowed is 0 or more"):
+        Engine(bundle, progress=print, progress_interval=interval)
 
 
 def test_jobs_that_were_cancelled_count_as_done(bundle):

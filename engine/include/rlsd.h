@@ -105,8 +105,8 @@ typedef struct rlsd_progress {
     double seconds;              /* since this call of rlsd_run began            */
 } rlsd_progress;
 
-/* Called on the thread that called rlsd_run, after each tick. Non-zero asks for an
- * abort, as rlsd_cancel does. Must not call into the same engine. */
+/* Called on the thread that called rlsd_run, after each tick or at intervals. Non-zero
+ * asks for an abort, as rlsd_cancel does. Must not call into the same engine. */
 typedef int (*rlsd_progress_fn)(void *user, const rlsd_progress *progress);
 typedef void (*rlsd_log_fn)(void *user, rlsd_log_level level, const char *message);
 
@@ -123,6 +123,8 @@ typedef struct rlsd_engine_options {
     rlsd_progress_fn progress; /* may be NULL                                          */
     rlsd_log_fn log;           /* may be NULL                                          */
     void *user;                /* handed to both callbacks                             */
+    double progress_interval;  /* seconds from one call of progress to the next, at the
+                                  least; 0: after each tick. The last tick always has one */
 } rlsd_engine_options;
 
 RLSD_API rlsd_status rlsd_engine_options_init(rlsd_engine_options *options, size_t size);

@@ -160,6 +160,7 @@ rlsd_status rlsd_engine_open(const char *bundle, const rlsd_engine_options *opti
         const auto given = taken(options, empty<rlsd_engine_options>(), "options");
         require(given.threads >= 0 && given.threads <= 1024, "threads is ", given.threads, ", allowed is 0 to 1024");
         require(given.max_particles >= 0, "max_particles is ", given.max_particles, ", allowed is 0 or more");
+        require(given.progress_interval >= 0, "progress_interval is ", given.progress_interval, ", allowed is 0 or more");
         *out = new rlsd_engine{{bundle, given}};
     });
 }

@@ -246,6 +246,7 @@ void Engine::drop_all(rlsd_status why, const char *message) {
 
 void Engine::run() {
     const double start = now_seconds();
+    double told = start;
     const std::int64_t before = particle_steps_;
     rlsd_status first = RLSD_OK;
     std::string message;
@@ -258,6 +259,8 @@ void Engine::run() {
         } catch (const std::bad_alloc &) {  // for the sentence
             if (first == RLSD_OK) first = RLSD_OUT_OF_MEMORY, say(message, no_memory);
         }
+        if (left() != 0 && now_seconds() - told < options_.progress_interval) continue;
+        told = now_seconds();
         if (report(start, before)) cancel();
     }
     if (cancelled_.exchange(false) && first == RLSD_OK) throw Error(RLSD_CANCELLED, "the run was cancelled");
