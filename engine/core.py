@@ -47,8 +47,9 @@ class Engine:
     of the library, default the installed wheel's. progress: called after each tick of `run`, or so many seconds apart
     (progress_interval) and after the last; returning True stops. log: called with each message. Raises RlsdError.
 
-    What `progress` or a signal's handler raises (KeyboardInterrupt) ends a run after its tick: jobs that are not done
-    are cancelled, and `run` raises it. What a thread runs as the interpreter exits is cancelled and waited for.
+    What `progress` raises ends a run after its tick, and so does what a signal's handler raises (KeyboardInterrupt),
+    which has its turn when `progress` is due or, without one, five times a second: jobs that are not done are
+    cancelled, and `run` raises it. What a thread runs as the interpreter exits is cancelled and waited for.
     """
 
     def __init__(
