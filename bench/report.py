@@ -104,7 +104,8 @@ def _identity(line: Line) -> tuple[Any, ...]:
     """What is measured. The engine beside torch.compile is a run of its own, and a batch's memory has many moments."""
     beside = tuple(sorted(line.get("speedup", ())))
     return (line.get("section"), line.get("case"), line.get("method"), line.get("particles"), line.get("task"),
-            json.dumps(line.get("params")), line.get("done"), beside)  # fmt: skip
+            json.dumps(line.get("params")), line.get("done"), line.get("bundle"), line.get("keep_memory"),
+            beside)  # fmt: skip
 
 
 def stamp(lines: Sequence[Line]) -> str:
@@ -166,11 +167,12 @@ def _extras(line: Line) -> str:
 
 def _engine_cpu(bench: str, lines: list[Line]) -> list[str]:
     rows = [
-        (line["particles"], line["case"], number(line["median"]), f"{number(line['q1'])} to {number(line['q3'])}",
+        (line["bundle"], "kept" if line["keep_memory"] else "given back", line["particles"], line["case"],
+         number(line["median"]), f"{number(line['q1'])} to {number(line['q3'])}",
          f"{line['engine_ratio']['median']:.2f}x", share(line["roofline_share"]))
         for line in lines
     ]  # fmt: skip
-    head = ("N", "method", "particle-steps/s", "quartiles", "engine is faster by", "roofline")
+    head = ("bundle", "freed memory", "N", "method", "particle-steps/s", "quartiles", "engine is faster by", "roofline")
     return [f"### Full steps on a CPU ({bench})", "", stamp(lines) + ".", "", *table(head, rows)]
 
 

@@ -85,6 +85,20 @@ def test_the_newest_commit_of_each_machine_counts() -> None:
         assert sorted(each["median"] for each in report.newest(order)) == [3.0, 4.0, 5.0, 6.0]
 
 
+def test_runs_of_other_bundles_and_memory_stay_apart(tmp_path: Path) -> None:
+    """A slower bundle, measured last, must not pass for the shipped one."""
+    common = line(bench="engine-cpu", gpu="none", case="engine", engine_ratio={"median": 1.0}, bundle="bundle",
+                  keep_memory=False)  # fmt: skip
+    lines = [
+        {**common, "median": 7.0},
+        {**common, "median": 6.0, "keep_memory": True},
+        {**common, "median": 5.0, "bundle": "without", "time": "2026-01-02T00:00:09+00:00"},
+    ]
+    text = report.write(written(tmp_path / "in", lines), tmp_path / "out").read_text()
+    for row in "bundle | given back | 8 | engine | 7", "bundle | kept | 8 | engine | 6", "without | given back | 8":
+        assert f"| {row} |" in text
+
+
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 def test_what_a_run_records_does_not_make_another_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise its first line would be one commit's and the rest another's; `newest` keeps those of one."""
