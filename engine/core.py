@@ -38,9 +38,10 @@ _WHOLE |= {"seed": (0, 2**64 - 1), "item": (0, 2**32 - 1)}
 
 
 class Engine:
-    """An opened bundle. Use it from one thread at a time; only `cancel` may come from another. On a GPU it should
-    always be the same thread that ticks: what another one recorded as CUDA graphs has to be recorded again. A forked
-    child opens an engine of its own.
+    """An opened bundle. Threads have it one after the other: `submit`, `tick`, `run` and what evaluates graphs wait for
+    each other, and in the engine's own callbacks they raise RlsdError; `cancel` may come from anywhere. On a GPU it
+    should always be the same thread that ticks: what another one recorded as CUDA graphs has to be recorded again. A
+    forked child opens an engine of its own.
 
     bundle: the directory that `rlsd export` wrote. device: "cpu" or "cuda:0" and so on, default what the bundle was
     exported for. threads: 0 for `usable_processors()`. max_particles: in flight at once, 0 for 256. onnxruntime: path
@@ -67,6 +68,7 @@ class Engine:
         self._pointer = c.c_void_p()
         self._raised: BaseException | None = None
         self._calls = threading.RLock()
+        self._runner: int | None = None  # the thread that ticks
         self._undone: list[Handle] = []  # the core writes into their arrays, whether the caller keeps them or not
         options = native.OptionsStruct()
         check(library().rlsd_engine_options_init(options, c.sizeof(options)))
@@ -96,8 +98,15 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """Frees the engine; jobs that are not done are dropped."""
-        if self._pointer:
+        """Frees the engine; jobs that are not done are dropped. What another thread runs in it is cancelled and waited
+        for. Raises RlsdError in one of the engine's own callbacks."""
+        if not self._pointer:
+            return
+        if self._runner == threading.get_ident():
+            raise RlsdError(Status.INVALID_ARGUMENT, "the engine is at work: its own callbacks cannot close it")
+        if self._runner is not None:
+            self.cancel()
+        with self._calls:
             library().rlsd_engine_close(self._pointer)
             self._pointer = c.c_void_p()
             self._undone = []
@@ -221,9 +230,10 @@ class Engine:
         if job.snapshot is not None:
             request.snapshot, request.snapshot_size = job.snapshot, len(job.snapshot)
         pointer = c.c_void_p()
-        check(library().rlsd_submit(self._pointer, params, request, pointer))
-        handle = Handle(pointer, particles.source, latents.source, trace, request.gather)
-        self._undone.append(handle)
+        with self._calls:
+            check(library().rlsd_submit(self._pointer, params, request, pointer))
+            handle = Handle(pointer, particles.source, latents.source, trace, request.gather)
+            self._undone.append(handle)
         return handle
 
     def tick(self) -> int:
@@ -231,18 +241,24 @@ class Engine:
         left = c.c_int64()
         with self._under_way():
             status = library().rlsd_tick(self._pointer, left)
-        if left.value < len(self._undone):
-            self._undone = [handle for handle in self._undone if not handle.done]
-        if self._raised is not None:
-            raise self._raised
-        check(status)
+            self._conclude(status, left.value)
         return left.value
 
     def run(self) -> None:
         """Ticks until no job is left. Raises RlsdError of the first job that failed, after finishing the others."""
         with self._under_way():
             status = library().rlsd_run(self._pointer)
-        self._undone = [handle for handle in self._undone if not handle.done]
+            self._conclude(status, 0)
+
+    def _conclude(self, status: int, left: int) -> None:
+        if (ended := len(self._undone) - left) > 0:
+            going_on, others = [], iter(self._undone)
+            while ended > 0 and (handle := next(others, None)) is not None:  # early ones: jobs begin in their order
+                if handle.done:
+                    ended -= 1
+                else:
+                    going_on.append(handle)
+            self._undone = [*going_on, *others]
         if self._raised is not None:
             raise self._raised
         check(status)
@@ -325,6 +341,7 @@ class Engine:
             self.cancel()
 
         with self._calls:
+            outer, self._runner = self._runner, threading.get_ident()
             self._raised, before = None, sys.unraisablehook
             handles_signals = threading.current_thread() is threading.main_thread()
             try:
@@ -332,6 +349,7 @@ class Engine:
                     sys.unraisablehook = dropped
                 yield
             finally:
+                self._runner = outer
                 if handles_signals:
                     sys.unraisablehook = before
 
@@ -372,7 +390,7 @@ def _stop_all() -> None:
 def _forget_threads() -> None:
     """A forked child has none of the threads that may have been at work."""
     for engine in list(_opened):
-        engine._calls = threading.RLock()
+        engine._calls, engine._runner = threading.RLock(), None
 
 
 os.register_at_fork(after_in_child=_forget_threads)

@@ -107,7 +107,7 @@ class Handle:
         self.release()
 
     def release(self) -> None:
-        """Frees the job; one that is not done is dropped."""
+        """Frees the job; one that is not done is dropped, which is for between ticks."""
         if self._pointer:
             library().rlsd_job_release(self._pointer)
             self._pointer = c.c_void_p()
@@ -124,7 +124,8 @@ class Handle:
         return info
 
     def snapshot(self) -> bytes:
-        """What it takes to go on with the job elsewhere, as `Job.snapshot`; RlsdError once it is done."""
+        """What it takes to go on with the job elsewhere, as `Job.snapshot`. Between ticks: RlsdError while the engine
+        is at work, or once the job is done."""
         size = c.c_size_t()
         check(library().rlsd_job_snapshot(self._pointer, None, 0, size))
         buffer = bytearray(size.value)

@@ -167,6 +167,21 @@ def test_nothing_is_kept_of_a_job_that_is_done(engine, monkeypatch, ticks):
     assert array() is None and released == [1]
 
 
+def test_jobs_that_end_before_others_are_let_go_alone(engine):
+    """In whatever order: the arrays of those that go on are written into."""
+    arrays = []
+    for steps in (9, 3, 6, 3, 9):
+        out = np.zeros((2, *IMAGE), np.float32)
+        engine.submit(replace(JOB, params=replace(JOB.params, steps=steps)), out)
+        arrays.append(weakref.ref(out))
+        del out
+    kept = []
+    while engine.tick():
+        kept.append([array() is not None for array in arrays])
+    assert kept == [[True] * 5] * 2 + [[True, False, True, False, True]] * 3 + [[True, False, False, False, True]] * 3
+    assert not any(array() for array in arrays)
+
+
 def test_a_caller_may_change_a_context(engine):
     engine.context("loud")[:] = 0
     assert engine.context("loud").any()

@@ -19,17 +19,21 @@
  *             On a GPU, y, params, context, out and out_latents of a request may each be
  *             memory of the host or of the engine's device. Device inputs may come from
  *             work that is still queued: the call waits for the whole device.
- * Threads     One engine is used by one thread at a time; different engines may run
- *             in parallel. Only rlsd_cancel may be called from any thread. On a GPU a
- *             tick after jobs have come or gone may record CUDA graphs: until it returns
- *             no other thread may allocate or free memory of a GPU by other libraries, or
- *             wait for a whole device (engines of this library wait for each other). The
- *             CUDA context that is current for the calling thread is so again afterwards.
- *             A thread that calls needs a stack of 256 KiB, most of it for ONNX Runtime.
- *             The engine's own threads take no signals but SIGPROF and their own faults.
+ * Threads     One engine is used by one thread at a time; different engines may run in
+ *             parallel. Only rlsd_cancel may be called from any thread. rlsd_submit,
+ *             rlsd_tick, rlsd_run, rlsd_evaluate and rlsd_job_snapshot fail with
+ *             RLSD_INVALID_ARGUMENT while another of these is under way; then, too,
+ *             rlsd_engine_close does nothing, and a job that is not done must not be
+ *             released. On a GPU a tick after jobs have come or gone may record CUDA
+ *             graphs: until it returns no other thread may allocate or free memory of a
+ *             GPU by other libraries, or wait for a whole device (engines of this library
+ *             wait for each other). The CUDA context that is current for the calling
+ *             thread is so again afterwards. A thread that calls needs a stack of 256 KiB,
+ *             most of it for ONNX Runtime. The engine's own threads take no signals but
+ *             SIGPROF and their own faults.
  * Callbacks   Run on the calling thread. They may call rlsd_cancel, rlsd_job_query and
- *             other engines, but not into the same engine. They have to return: no
- *             exception and no longjmp may leave them.
+ *             other engines, but not into the same engine (see Threads). They have to
+ *             return: no exception and no longjmp may leave them.
  * Numbers     Rounding, flushing to zero and traps of floating point that the calling
  *             thread has set are put aside during a call, callbacks included.
  * Processes   An engine belongs to the process that opened it. In a child that it forks

@@ -7,6 +7,7 @@
 #include "repulsion.h"
 #include "snapshot.h"
 
+#include <atomic>
 #include <cfenv>
 #include <cstring>
 #include <exception>
@@ -17,6 +18,7 @@
 struct rlsd_engine {
     rlsd::Engine core;
     const pid_t process = getpid();
+    std::atomic<bool> busy{false};
 };
 
 struct rlsd_job {
@@ -125,6 +127,21 @@ rlsd::Engine &usable(rlsd_engine *engine) {
     return engine->core;
 }
 
+// A call that has the engine to itself. A second thread's, or a callback's, would find it in the middle of a step.
+class Turn {
+  public:
+    explicit Turn(rlsd_engine *engine) : core_(usable(engine)), busy_(engine->busy) {
+        require(!busy_.exchange(true), "the engine is at work: one thread at a time may call it, and none of its callbacks");
+    }
+    ~Turn() { busy_ = false; }
+    Turn(const Turn &) = delete;
+    rlsd::Engine *operator->() const { return &core_; }
+
+  private:
+    rlsd::Engine &core_;
+    std::atomic<bool> &busy_;
+};
+
 }  // namespace
 
 const char *rlsd_last_error(void) { return message_is_gone ? "" : last_error.text.c_str(); }
@@ -166,7 +183,7 @@ rlsd_status rlsd_engine_open(const char *bundle, const rlsd_engine_options *opti
 }
 
 void rlsd_engine_close(rlsd_engine *engine) {
-    if (engine != nullptr && engine->process == getpid()) delete engine;
+    if (engine != nullptr && engine->process == getpid() && !engine->busy) delete engine;
 }
 
 const char *rlsd_engine_describe(const rlsd_engine *engine) {
@@ -177,11 +194,11 @@ rlsd_status rlsd_submit(rlsd_engine *engine, const rlsd_params *params, const rl
     return guarded([&] {
         require(out != nullptr, "out is NULL");
         *out = nullptr;
-        rlsd::Engine &core = usable(engine);
+        const Turn core(engine);
         require(request != nullptr, "request is NULL");
         auto job = std::make_unique<rlsd_job>();
-        job->core = core.submit(taken(params, default_params(), "params"),
-                                taken(request, empty<rlsd_request>(), "request"));
+        job->core = core->submit(taken(params, default_params(), "params"),
+                                 taken(request, empty<rlsd_request>(), "request"));
         job->engine = engine;
         *out = job.release();
     });
@@ -193,22 +210,23 @@ rlsd_status rlsd_job_snapshot(const rlsd_job *job, void *out, size_t capacity, s
         require(job != nullptr, "job is NULL");
         require(size != nullptr, "size is NULL");
         require(!job->core->done(), "the job is done: there is nothing to go on with");
+        const Turn core(job->engine);
         const std::size_t wanted = rlsd::snapshot_size(*job->core);
         *size = wanted;
         if (out == nullptr) return;
         require(capacity >= wanted, "capacity is ", capacity, ", ", wanted, " bytes are needed");
-        std::memcpy(out, usable(job->engine).snapshot(*job->core).data(), wanted);
+        std::memcpy(out, core->snapshot(*job->core).data(), wanted);
     });
 }
 
 rlsd_status rlsd_tick(rlsd_engine *engine, int64_t *left) {
-    const rlsd_status status = guarded([&] { usable(engine).tick(); });
+    const rlsd_status status = guarded([&] { Turn(engine)->tick(); });
     if (left != nullptr) *left = engine == nullptr ? 0 : engine->core.left();
     return status;
 }
 
 rlsd_status rlsd_run(rlsd_engine *engine) {
-    return guarded([&] { usable(engine).run(); });
+    return guarded([&] { Turn(engine)->run(); });
 }
 
 void rlsd_cancel(rlsd_engine *engine) {
@@ -242,11 +260,11 @@ void rlsd_job_release(rlsd_job *job) {
 rlsd_status rlsd_evaluate(rlsd_engine *engine, const char *graph, int64_t count, const rlsd_tensor *inputs,
                           size_t input_count, const rlsd_tensor *outputs, size_t output_count) {
     return guarded([&] {
-        rlsd::Engine &core = usable(engine);
+        const Turn core(engine);
         require(graph != nullptr, "graph is NULL");
         require(inputs != nullptr || input_count == 0, "inputs is NULL");
         require(outputs != nullptr || output_count == 0, "outputs is NULL");
-        core.evaluate(graph, count, {inputs, input_count}, {outputs, output_count});
+        core->evaluate(graph, count, {inputs, input_count}, {outputs, output_count});
     });
 }
 

@@ -1,6 +1,6 @@
 /* What the program around the library may do to a thread or a process without an effect on the results: another rounding,
  * flushing to zero and traps; a fork whose child lets go of its parent's job; a thread that ends within a callback; calls
- * while the program ends. And memory that is enough for the library, but not for ONNX Runtime, is no fault of the bundle.
+ * from callbacks and from other threads while one is under way; calls while the program ends. And memory that is enough for the library, but not for ONNX Runtime, is no fault of the bundle.
  *
  *     surroundings BUNDLE ONNXRUNTIME_LIBRARY
  */
@@ -45,7 +45,7 @@ static rlsd_engine *open_engine(rlsd_progress_fn progress) {
     return engine;
 }
 
-static rlsd_job *submit(rlsd_engine *engine, float *out) {
+static rlsd_job *submit(rlsd_engine *engine, float *out, rlsd_gather_fn gather) {
     const rlsd_tensor parameter = {.name = "mask", .data = mask, .count = PIXELS, .dtype = RLSD_FLOAT32};
     rlsd_params params;
     rlsd_request request;
@@ -59,12 +59,13 @@ static rlsd_job *submit(rlsd_engine *engine, float *out) {
     request.particles = PARTICLES;
     request.seed = 7;
     request.out = out, request.out_count = ALL;
+    request.gather = gather, request.all_particles = gather == NULL ? 0 : PARTICLES + 1;
     CHECK(rlsd_submit(engine, &params, &request, &job) == RLSD_OK);
     return job;
 }
 
 static void reconstruct(rlsd_engine *engine, float *out) {
-    rlsd_job *job = submit(engine, out);
+    rlsd_job *job = submit(engine, out, NULL);
     CHECK(rlsd_run(engine) == RLSD_OK);
     rlsd_job_release(job);
 }
@@ -115,7 +116,7 @@ static void check_fork(rlsd_engine *engine, const float *wanted) {
     pid_t child;
     char byte = 0;
     CHECK(out != MAP_FAILED && pipe(done) == 0);
-    job = submit(engine, out);
+    job = submit(engine, out, NULL);
     CHECK(rlsd_tick(engine, NULL) == RLSD_OK);
     child = fork();
     CHECK(child >= 0);
@@ -146,13 +147,81 @@ static void check_thread_that_ends(const float *wanted) {
     static float out[ALL];
     pthread_t thread;
     rlsd_engine *engine = open_engine(end_thread);
-    rlsd_job *job = submit(engine, out);
+    rlsd_job *job = submit(engine, out, NULL);
     int64_t left = 1;
     CHECK(pthread_create(&thread, NULL, run, engine) == 0 && pthread_join(thread, NULL) == 0);
     while (left != 0) CHECK(rlsd_tick(engine, &left) == RLSD_OK); /* another thread goes on */
     CHECK(memcmp(wanted, out, sizeof out) == 0);
     rlsd_job_release(job);
     rlsd_engine_close(engine);
+}
+
+static rlsd_engine *busy; /* and a job of it, and how often nothing came of calls into it */
+static rlsd_job *busy_job;
+static int refused;
+
+static void *call_busy(void *unused) {
+    const rlsd_tensor given[2] = {{.name = "x", .data = mask, .count = PIXELS, .dtype = RLSD_FLOAT32},
+                                  {.name = "mask", .data = mask, .count = PIXELS, .dtype = RLSD_FLOAT32}};
+    static float y[PIXELS];
+    const rlsd_tensor wanted = {.name = "y", .data = y, .count = PIXELS, .dtype = RLSD_FLOAT32};
+    rlsd_request request;
+    rlsd_job *job;
+    size_t size;
+    CHECK(rlsd_request_init(&request, sizeof request) == RLSD_OK);
+    CHECK(rlsd_tick(busy, NULL) == RLSD_INVALID_ARGUMENT && strstr(rlsd_last_error(), "at work") != NULL);
+    CHECK(rlsd_run(busy) == RLSD_INVALID_ARGUMENT);
+    CHECK(rlsd_submit(busy, NULL, &request, &job) == RLSD_INVALID_ARGUMENT && job == NULL);
+    CHECK(rlsd_job_snapshot(busy_job, NULL, 0, &size) == RLSD_INVALID_ARGUMENT && size == 0);
+    CHECK(rlsd_evaluate(busy, "operator.inpainting.forward", 1, given, 2, &wanted, 1) == RLSD_INVALID_ARGUMENT);
+    CHECK(strstr(rlsd_last_error(), "at work") != NULL);
+    rlsd_engine_close(busy);
+    ++refused;
+    return unused;
+}
+
+static void call_busy_twice(void) {
+    pthread_t thread;
+    call_busy(NULL);
+    CHECK(pthread_create(&thread, NULL, call_busy, NULL) == 0 && pthread_join(thread, NULL) == 0);
+}
+
+static int call_in_progress(void *user, const rlsd_progress *progress) {
+    (void)user;
+    if (progress->jobs_active != 0) call_busy_twice();
+    return 0;
+}
+
+static int gather(void *user, float *rows, int64_t first, int64_t count, int64_t total, int64_t dim) {
+    int64_t i;
+    (void)user;
+    CHECK(first == 0 && count == PARTICLES && total == PARTICLES + 1);
+    for (i = 0; i < dim; ++i) rows[count * dim + i] = (float)(i % 7) / 8;
+    return 0;
+}
+
+static int call_in_gather(void *user, float *rows, int64_t first, int64_t count, int64_t total, int64_t dim) {
+    call_busy_twice();
+    return gather(user, rows, first, count, total, dim);
+}
+
+static void run_busy(float *out, rlsd_progress_fn progress, rlsd_gather_fn gathering, int calls) {
+    refused = 0;
+    busy = open_engine(progress);
+    busy_job = submit(busy, out, gathering);
+    CHECK(rlsd_run(busy) == RLSD_OK && refused == calls);
+    rlsd_job_release(busy_job);
+    rlsd_engine_close(busy);
+}
+
+/* The bytes are those of a run that nobody disturbs. */
+static void check_busy(const float *wanted) {
+    static float out[ALL], gathered[ALL];
+    run_busy(out, call_in_progress, NULL, 2 * (STEPS - 1));
+    CHECK(memcmp(wanted, out, sizeof out) == 0);
+    run_busy(gathered, NULL, gather, 0);
+    run_busy(out, NULL, call_in_gather, 2 * (STEPS - 1));
+    CHECK(memcmp(gathered, out, sizeof out) == 0 && memcmp(gathered, wanted, sizeof out) != 0);
 }
 
 static void check_little_memory(void) {
@@ -199,6 +268,7 @@ int main(int argc, char **argv) {
     check_fork(engine, wanted);
     rlsd_engine_close(engine);
     check_thread_that_ends(wanted);
+    check_busy(wanted);
     CHECK(atexit(at_exit) == 0);
     CHECK(rlsd_engine_open("/nowhere/that/could/be/a/bundle", NULL, &engine) != RLSD_OK);
     return 0;
