@@ -3,24 +3,13 @@
  *
  *     misuse BUNDLE ONNXRUNTIME_LIBRARY
  */
-#include "rlsd.h"
+#include "check.h"
 
 #include <math.h>
 #include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 enum { PARTICLES = 3, STEPS = 30 };
-
-#define CHECK(condition)                                                                                     \
-    do {                                                                                                     \
-        if (!(condition)) {                                                                                  \
-            fprintf(stderr, "%s:%d: %s does not hold; last error: %s\n", __FILE__, __LINE__, #condition,     \
-                    rlsd_last_error());                                                                      \
-            exit(1);                                                                                         \
-        }                                                                                                    \
-    } while (0)
 
 /* What the checks share: the bundle's shapes, the problem, and how to open an engine. */
 typedef struct problem {

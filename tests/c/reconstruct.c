@@ -2,22 +2,12 @@
  *
  *     reconstruct BUNDLE ONNXRUNTIME_LIBRARY
  */
-#include "rlsd.h"
+#include "check.h"
 
 #include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 enum { SIDE = 32, PIXELS = SIDE * SIDE, PARTICLES = 3 };
-
-#define CHECK(condition)                                                                                  \
-    do {                                                                                                  \
-        if (!(condition)) {                                                                               \
-            fprintf(stderr, "%s:%d: %s failed: %s\n", __FILE__, __LINE__, #condition, rlsd_last_error()); \
-            exit(1);                                                                                      \
-        }                                                                                                 \
-    } while (0)
 
 static float image[PIXELS], mask[PIXELS], measured[PIXELS];
 

@@ -1,16 +1,15 @@
-/* What the program around the library may do to a thread or a process without an effect on the results: another rounding,
- * flushing to zero and traps; a fork whose child lets go of its parent's job; a thread that ends within a callback; calls
- * from callbacks and from other threads while one is under way; calls while the program ends. And memory that is enough for the library, but not for ONNX Runtime, is no fault of the bundle.
+/* What the program around the library may do to a thread or a process without an effect on the results: another
+ * rounding, flushing to zero and traps; a fork whose child lets go of its parent's job; a thread that ends within a
+ * callback; calls from callbacks and from other threads while one is under way; calls while the program ends. And
+ * memory that is enough for the library, but not for ONNX Runtime, is no fault of the bundle.
  *
  *     surroundings BUNDLE ONNXRUNTIME_LIBRARY
  */
 #define _GNU_SOURCE
-#include "rlsd.h"
+#include "check.h"
 
 #include <fenv.h>
 #include <pthread.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -21,15 +20,6 @@
 #endif
 
 enum { PARTICLES = 5, STEPS = 4, PIXELS = 32 * 32, ALL = PARTICLES * PIXELS };
-
-#define CHECK(condition)                                                                                     \
-    do {                                                                                                     \
-        if (!(condition)) {                                                                                  \
-            fprintf(stderr, "%s:%d: %s does not hold; last error: %s\n", __FILE__, __LINE__, #condition,     \
-                    rlsd_last_error());                                                                      \
-            _Exit(1);                                                                                        \
-        }                                                                                                    \
-    } while (0)
 
 static const char *bundle, *library;
 static float measured[PIXELS], mask[PIXELS];

@@ -1,22 +1,13 @@
 // A small problem on the bundle of tests/bundle_factory.py for the programs that break things: two jobs and their results.
 #pragma once
 
-#include "rlsd.h"
+#include "../c/check.h"
 
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
-
-#define CHECK(condition)                                                                                  \
-    do {                                                                                                  \
-        if (!(condition)) {                                                                               \
-            std::fprintf(stderr, "%s:%d: %s does not hold; last error: %s\n", __FILE__, __LINE__, #condition, \
-                         rlsd_last_error());                                                              \
-            std::exit(1);                                                                                 \
-        }                                                                                                 \
-    } while (0)
 
 namespace small {
 
