@@ -356,6 +356,7 @@ class Engine:
     def _on_progress(self, _user: int, pointer) -> int:  # type: ignore[no-untyped-def]
         try:
             if self._progress is None:
+                c.pythonapi.PyErr_CheckSignals()  # Python 3.10 does not by itself where nothing is called
                 return 0
             values = pointer.contents
             return int(bool(self._progress(Progress(**{f.name: getattr(values, f.name) for f in fields(Progress)}))))
