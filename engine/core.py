@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
-from numbers import Integral
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,17 +23,15 @@ from rlsd.engine.arrays import filled_array, gathered_rows, given_array, tensor_
 from rlsd.engine.dlpack import DeviceArray
 from rlsd.engine.files import facts_in, is_for_cuda, read_verified
 from rlsd.engine.jobs import Gather, Handle, Job, OperatorInfo, Progress, Result, operators_in
-from rlsd.engine.native import RlsdError, Status, check, library
+from rlsd.engine.native import INT32, UINT32, UINT64, RlsdError, Status, check, check_whole, library
 from rlsd.engine.params import REPULSIONS, VARIANTS
 
 # Seconds until a run sees a signal. More often would cost: a thread that computes in Python keeps each callback waiting
 # for some 5 ms (sys.getswitchinterval).
 _SIGNALS_WAIT = 0.2
 
-# What the fields of rlsd_request hold; ctypes would take the lowest bits of any other number.
-_INT32 = (-(2**31), 2**31 - 1)
-_WHOLE = {"particles": _INT32, "first_particle": _INT32, "all_particles": _INT32}
-_WHOLE |= {"seed": (0, 2**64 - 1), "item": (0, 2**32 - 1)}
+# What the fields of rlsd_request hold.
+_WHOLE = dict.fromkeys(("particles", "first_particle", "all_particles"), INT32) | {"seed": UINT64, "item": UINT32}
 
 
 class Engine:
@@ -77,8 +74,14 @@ class Engine:
         runtime = onnxruntime or native.find_onnxruntime()
         options.onnxruntime = os.fsencode(runtime) if runtime else None
         options.device = device.encode() if device else None
-        options.threads, options.max_particles = threads, max_particles
-        self._callbacks = (native.PROGRESS(self._on_progress), native.LOG(self._on_log))
+        for name, number in (("threads", threads), ("max_particles", max_particles)):
+            check_whole(name, number, INT32)
+            setattr(options, name, int(number))
+        me = weakref.ref(self)  # an engine that nobody keeps goes at once, not when cycles are collected
+        self._callbacks = (
+            native.PROGRESS(lambda *given: 0 if (engine := me()) is None else engine._on_progress(*given)),
+            native.LOG(lambda *given: None if (engine := me()) is None else engine._on_log(*given)),
+        )
         self._progress, self._log = progress, log
         options.progress = self._callbacks[0]  # always: a signal's handler runs in it
         options.progress_interval = progress_interval if progress else _SIGNALS_WAIT
@@ -195,9 +198,8 @@ class Engine:
         float32 and contiguous. Default: new ones of NumPy. Raises RlsdError for a job that is not possible, ValueError
         for an array of another shape or type, or on a GPU where the engine is not, and for a number that C cannot hold.
         """
-        for name, (low, high) in _WHOLE.items():
-            if not (isinstance(value := getattr(job, name), Integral) and low <= int(value) <= high):
-                raise ValueError(f"{name} is {value}, allowed is a whole number from {low} to {high}")
+        for name, limits in _WHOLE.items():
+            check_whole(name, getattr(job, name), limits)
         n, p = int(job.particles), job.params
         params = native.ParamsStruct()
         check(library().rlsd_params_init(params, c.sizeof(params)))
@@ -268,10 +270,16 @@ class Engine:
         library().rlsd_cancel(self._pointer)
 
     def reconstruct(self, jobs: Sequence[Job]) -> list[Result]:
-        """Submits all jobs, runs, and returns their results in the same order."""
-        handles = [self.submit(job) for job in jobs]
-        self.run()
-        return [handle.result() for handle in handles]
+        """Submits all jobs, runs, and returns their results in the same order. Where one is refused none is left."""
+        handles: list[Handle] = []
+        try:
+            for job in jobs:
+                handles.append(self.submit(job))
+            self.run()
+            return [handle.result() for handle in handles]
+        finally:
+            for handle in handles:
+                handle.release()
 
     # ------------------------------------------------------------ tools
 
@@ -280,6 +288,8 @@ class Engine:
 
         Outputs of known shape (eps, image, z, x, grad, y, phi) come back in that shape.
         """
+        if not inputs:
+            raise ValueError(f"graph {graph!r} is given no inputs")
         count = len(next(iter(inputs.values())))
         given, keep = tensor_structs(inputs)
         shapes = {name: self._output_shape(graph, name) for name in outputs}
@@ -297,8 +307,8 @@ class Engine:
             return self.image_shape
         if name == "phi" and self.feature_dim:
             return (self.feature_dim,)
-        if name == "y":
-            return self.operators[graph.split(".")[1]].measurement_shape
+        if name == "y" and (operator := graph.removeprefix("operator.").rpartition(".")[0]) in self.operators:
+            return self.operators[operator].measurement_shape
         if name == "loss":
             return ()
         raise ValueError(f"output {name!r} of graph {graph!r} has no known shape")
@@ -370,6 +380,8 @@ class Engine:
             return 0
         except BaseException as error:
             self._raised = error
+            if not isinstance(error, Exception):  # a signal's, which ends the run and not this job alone
+                self.cancel()
             return 1
 
     def _on_log(self, _user: int, _level: int, message: bytes) -> None:

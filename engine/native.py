@@ -8,11 +8,13 @@ import functools
 import importlib.util
 import sys
 from enum import IntEnum
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
 
 STREAM_USER = 0xC0000000  # first of the random streams that are free for callers
+INT32, UINT32, UINT64 = (-(2**31), 2**31 - 1), (0, 2**32 - 1), (0, 2**64 - 1)
 
 
 class Status(IntEnum):
@@ -242,8 +244,21 @@ def usable_processors() -> int:
     return int(library().rlsd_usable_processors())
 
 
+def check_whole(name: str, value: object, limits: tuple[int, int]) -> None:
+    """Raises ValueError for what C's type would not hold; ctypes takes the lowest bits of any number."""
+    if not (isinstance(value, Integral) and limits[0] <= int(value) <= limits[1]):
+        raise ValueError(f"{name} is {value}, allowed is a whole number from {limits[0]} to {limits[1]}")
+
+
+def _check_address(seed: int, **parts: int) -> None:
+    check_whole("seed", seed, UINT64)
+    for name, value in parts.items():
+        check_whole(name, value, UINT32)
+
+
 def normal(seed: int, item: int, particle: int, stream: int, count: int) -> np.ndarray:
     """The engine's standard normal numbers: float32 [count], a function of the four addresses alone."""
+    _check_address(seed, item=item, particle=particle, stream=stream)
     out = np.empty(count, np.float32)
     library().rlsd_normal(seed, item, particle, stream, out.ctypes.data, count)
     return out
@@ -251,6 +266,7 @@ def normal(seed: int, item: int, particle: int, stream: int, count: int) -> np.n
 
 def repulsion(phi: np.ndarray, seed: int = 0, item: int = 0, step: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """The engine's repulsion among particles: phi [N, D] -> (g [N, D], bandwidths h [N]); see engine/reference.py."""
+    _check_address(seed, item=item, step=step)
     phi = np.ascontiguousarray(phi, np.float32)
     n, d = phi.shape
     g, bandwidth = np.empty_like(phi), np.empty(n, np.float32)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -295,6 +296,42 @@ def test_steps_are_a_whole_number(steps):
 def test_params_that_no_range_has(field, value):
     with pytest.raises(ValueError, match=f"^{field.rstrip('_')} is {value}, allowed is "):
         Params(**{field: value})
+
+
+def test_an_engine_that_nobody_keeps_goes_at_once(bundle):
+    """Its memory with it, not when the interpreter collects cycles."""
+    engine = Engine(bundle, progress=print, log=print)
+    kept = weakref.ref(engine)
+    del engine
+    assert kept() is None
+
+
+def test_a_job_that_is_refused_leaves_none_behind(bundle):
+    good = make_job(NETS, params=PARAMS)
+    with Engine(bundle) as engine:
+        with pytest.raises(RlsdError, match="nothing"):
+            engine.reconstruct([good, dataclasses.replace(good, operator="nothing")])
+        assert engine.tick() == 0 and engine.stats()["particle_steps"] == 0
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda path: Engine(path, threads=2**32 + 1), "threads is 4294967297"),
+        (lambda path: Engine(path, max_particles=2**33 + 1), "max_particles is 8589934593"),
+        (lambda path: native.normal(-1, 0, 0, 0, 1), "seed is -1"),
+        (lambda path: native.normal(0, 2**32 + 1, 0, 0, 1), "item is 4294967297"),
+        (lambda path: native.repulsion(np.zeros((2, 2)), step=2**32), "step is 4294967296"),
+        (lambda path: Engine(path).evaluate("decoder", ["image"]), "'decoder' is given no inputs"),
+        (
+            lambda path: Engine(path).evaluate("decoder", ["y"], z=np.zeros((1, 4, 2, 2))),
+            "'y' of graph 'decoder' has no",
+        ),
+    ],
+)
+def test_numbers_that_c_would_cut_and_graphs_without_their_like(bundle, call, words):
+    with pytest.raises(ValueError, match=words):
+        call(bundle)
 
 
 def test_nothing_is_released_twice(bundle):

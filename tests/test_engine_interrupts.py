@@ -43,6 +43,22 @@ else:
     sys.exit("the run was not interrupted")
 assert np.array_equal(engine.reconstruct([short])[0].particles, wanted)
 """
+GATHERING = """
+def waiting(rows, first, count):
+    time.sleep(1)
+    rows[count:] = rows[0]
+
+share = make_job(nets, particles=2, all_particles=3, gather=waiting, params=Params(steps=9, gamma=1.0))
+waits = engine.submit(share)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    engine.run()
+except KeyboardInterrupt:
+    assert handle.done and waits.done and handle.info().status == 7, handle.info().status
+else:
+    sys.exit("the run was not interrupted")
+"""
 LEFT = """
 threading.Thread(target=engine.run, daemon=True).start()
 time.sleep(0.2)
@@ -59,6 +75,12 @@ def run(tmp_path: Path, program: str, way: str) -> subprocess.CompletedProcess[s
 @pytest.mark.parametrize("way", ["none", "progress", "gather"])
 def test_a_run_is_interrupted(tmp_path: Path, way: str) -> None:
     done = run(tmp_path, INTERRUPTED, way)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_run_is_interrupted_whole_in_a_gather(tmp_path: Path) -> None:
+    """Not its job alone, with the others' hours to wait for."""
+    done = run(tmp_path, GATHERING, "none")
     assert (done.returncode, done.stderr) == (0, "")
 
 
