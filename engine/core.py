@@ -22,16 +22,12 @@ from rlsd.engine import native
 from rlsd.engine.arrays import filled_array, gathered_rows, given_array, tensor_structs
 from rlsd.engine.dlpack import DeviceArray
 from rlsd.engine.files import facts_in, is_for_cuda, read_verified
-from rlsd.engine.jobs import Gather, Handle, Job, OperatorInfo, Progress, Result, operators_in
-from rlsd.engine.native import INT32, UINT32, UINT64, RlsdError, Status, check, check_whole, library
-from rlsd.engine.params import REPULSIONS, VARIANTS
+from rlsd.engine.jobs import Gather, Handle, Job, OperatorInfo, Progress, Result, check_numbers, operators_in
+from rlsd.engine.native import INT32, RlsdError, Status, check, check_whole, library
 
 # Seconds until a run sees a signal. More often would cost: a thread that computes in Python keeps each callback waiting
 # for some 5 ms (sys.getswitchinterval).
 _SIGNALS_WAIT = 0.2
-
-# What the fields of rlsd_request hold.
-_WHOLE = dict.fromkeys(("particles", "first_particle", "all_particles"), INT32) | {"seed": UINT64, "item": UINT32}
 
 
 class Engine:
@@ -198,15 +194,9 @@ class Engine:
         float32 and contiguous. Default: new ones of NumPy. Raises RlsdError for a job that is not possible, ValueError
         for an array of another shape or type, or on a GPU where the engine is not, and for a number that C cannot hold.
         """
-        for name, limits in _WHOLE.items():
-            check_whole(name, getattr(job, name), limits)
+        check_numbers(job)
         n, p = int(job.particles), job.params
-        params = native.ParamsStruct()
-        check(library().rlsd_params_init(params, c.sizeof(params)))
-        for each in fields(p):
-            value = getattr(p, each.name)
-            word = VARIANTS.get(value, REPULSIONS.get(value)) if isinstance(value, str) else None
-            setattr(params, each.name, word if word is not None else int(value) if each.name == "steps" else value)
+        params = p.struct()
         request = native.RequestStruct()
         check(library().rlsd_request_init(request, c.sizeof(request)))
         y = given_array("y", job.y)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rlsd.engine import native
-from rlsd.engine.native import RlsdError, Status, check, library
+from rlsd.engine.native import INT32, UINT32, UINT64, RlsdError, Status, check, check_whole, library
 from rlsd.engine.params import Params
 
 
@@ -65,6 +65,14 @@ class Job:
     all_particles: int = 0
     gather: Gather | None = None
     snapshot: bytes | None = None
+
+
+def check_numbers(job: Job) -> None:
+    """Raises ValueError for what the fields of rlsd_request do not hold."""
+    for name in ("particles", "first_particle", "all_particles"):
+        check_whole(name, getattr(job, name), INT32)
+    check_whole("seed", job.seed, UINT64)
+    check_whole("item", job.item, UINT32)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import ctypes as c
+from dataclasses import dataclass, fields
 from numbers import Integral, Real
+
+from rlsd.engine import native
 
 VARIANTS = {"rlsd": 1, "rlsd-nonaug": 2}
 REPULSIONS = {"auto": 0, "features": 1, "latent": 2}
@@ -61,3 +64,13 @@ class Params:
             value = getattr(self, field)
             if not (isinstance(value, Real) and low <= value <= high):
                 raise ValueError(f"{field.rstrip('_')} is {value}, allowed is {low:g} to {high:g}")
+
+    def struct(self) -> native.ParamsStruct:
+        """These numbers as rlsd_params, for the C interface."""
+        struct = native.ParamsStruct()
+        native.check(native.library().rlsd_params_init(struct, c.sizeof(struct)))
+        for field in fields(self):
+            value = getattr(self, field.name)
+            word = VARIANTS.get(value, REPULSIONS.get(value)) if isinstance(value, str) else None
+            setattr(struct, field.name, word if word is not None else int(value) if field.name == "steps" else value)
+        return struct
