@@ -165,7 +165,10 @@ def fuse_rows(graph_module: fx.GraphModule) -> None:
             _put(graph_module, node, ours.layer_norm.default, (x, weight, bias, epsilon))
     for node in calls(graph_module, aten.gelu.default):
         x, kind = node.args[0], node.kwargs.get("approximate", "none")
-        if kind == "none" and x.meta["val"].dim() >= 2 and x.meta["val"].numel() % LANES == 0:
+        size = x.meta["val"].numel()
+        if (
+            kind == "none" and x.meta["val"].dim() >= 2 and size % LANES == 0 and size < 2**31
+        ):  # the kernel counts in int32
             _put(graph_module, node, ours.gelu.default, (x,))
 
 

@@ -79,6 +79,8 @@ class Launch:
         at, program, value, line = map(np.concatenate, columns)
         order = np.lexsort((program, at))
         at, program, value, line = (part[order] for part in (at, program, value, line))
+        if len(at) == 0:
+            return
         clash = (at[1:] == at[:-1]) & (program[1:] != program[:-1]) & (value[1:] != value[:-1])
         if clash.any():
             first = int(np.argmax(clash))

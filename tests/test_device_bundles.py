@@ -77,6 +77,7 @@ CHANGES = [
     ("target cuda", "target tpu", "the bundle is for target 'tpu'; this engine runs targets 'cpu' and 'cuda'"),
     ("latent 4 2 2", "latent 4 2 1", "latents or images of 8 values: on a GPU they must be multiples of 16"),
     ("image 1 4 4", "image 1 4 5", "latents or images of 20 values"),
+    ("image 1 4 4", "image 1 65536 32768", "latents or images of 2147483648 values: .* less than 2\\^31"),
     (r"kernel start .*\n", "", "the bundle has no kernel 'start'"),
     (r"(kernel start .*) BLOCK=\d+", r"\1", "kernel 'start' has no constant 'BLOCK'"),
     (r"(kernel start .* BLOCK=)\d+", r"\g<1>0", "kernel 'start': BLOCK is 0, at least 1 is needed"),

@@ -42,6 +42,27 @@ def test_a_crowd_of_any_size_agrees(fake, bundle, particles, repulsion, kernel):
     assert kernel in launched and len(launched) == (3 if particles > 64 else 2)
 
 
+def test_kernels_know_what_is_padding_and_which_jobs_are_under_repulsion(fake, bundle, monkeypatch):
+    """Two jobs that go through the kernels together; one is repelled in the first half of its steps."""
+    seen = []
+
+    def note(known, line, grid, values):
+        if line.split()[1] == "repulsion_crowd_4":
+            kinds = [word.split(":") for word in line.split() if ":" in word]
+            given = {name: fake._argument(kind, raw) for (name, kind), raw in zip(kinds, values)}
+            seen.append((given["D"], given["values"], given["steps"][:2].tolist()))
+
+    monkeypatch.setattr(fake, "_run", note)
+    with Engine(bundle) as engine:
+        for particles, until in ((3, 1.0), (4, 0.5)):
+            own = {"gamma": 5.0, "repulsion": "features", "repulsion_until": until, "steps": 5}
+            params = Params(**{**PARAMS, **own})
+            engine.submit(make_job(NETS, particles=particles, params=params))
+        engine.run()
+    idle, values = -(2**63), NETS.weights["F"].shape[1]
+    assert values % 16 != 0 and seen == [(16, values, steps) for steps in ([0, 0], [1, 1], [2, idle], [3, idle])]
+
+
 def test_a_crowd_whose_distances_do_not_fit_goes_strip_by_strip(fake, monkeypatch, tmp_path):
     """A strip that is not all of them has no tile to copy from the other side of the diagonal. No kernel runs here:
     that would take minutes."""

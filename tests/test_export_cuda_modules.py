@@ -7,10 +7,11 @@ from collections.abc import Callable
 import pytest
 import torch
 from taken_apart import ALL, kinds, taken_apart
-from torch import nn
+from torch import fx, nn
 
 from rlsd.export.fused_narrow import fuse_narrow
 from rlsd.export.fused_norms import fuse_layer_norms
+from rlsd.export.fusions import fuse_rows
 from rlsd.export.trace import to_aten
 
 
@@ -28,6 +29,17 @@ class Tokens(nn.Module):
 
 def test_rows_may_lie_in_any_order() -> None:
     taken_apart(Tokens().double(), torch.randn(2, 3, 8, 8, dtype=torch.float64), ALL)
+
+
+@pytest.mark.parametrize("rows, fused", [(2**15, True), (2**16, False)])
+def test_a_gelu_of_more_values_than_its_kernel_counts_stays(rows: int, fused: bool) -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    gelu = graph.call_function(torch.ops.aten.gelu.default, (x,))
+    graph.output(gelu)
+    x.meta["val"] = gelu.meta["val"] = torch.empty(rows, 2**15, device="meta")
+    fuse_rows(module := fx.GraphModule({}, graph))
+    assert any(node.target == torch.ops.rlsd.gelu.default for node in module.graph.nodes) == fused
 
 
 class Norms(nn.Module):

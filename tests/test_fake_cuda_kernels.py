@@ -73,7 +73,7 @@ def test_wrong_launches(cuda):
     function, cubin = cuda.load("repulsion_gradient")
     assert cuda.result("cuFuncSetAttribute", function, 8, 2**20) == INVALID_VALUE
     cuda("cuFuncSetAttribute", function, 8, 49152)
-    assert cuda.launch((function, cubin), (1,), [good[0]] * 9 + [16] * 6) == INVALID_VALUE
+    assert cuda.launch((function, cubin), (1,), [good[0]] * 9 + [16] * 7) == INVALID_VALUE
     faulty("more shared memory than cuFuncSetAttribute asked for")
 
 
@@ -112,11 +112,12 @@ def test_the_kernel_noise_zt_from_a_graph(cuda):
 
 
 def test_the_kernels_of_repulsion(cuda):
-    """One job of 3 particles and one of 2: distances, then crowd."""
+    """One job of 3 particles, two of them in one place, and one of 2: distances, then crowd. Rows are padded."""
     FAKE.run_kernels()
-    phi, offsets = torch.randn(5, 144), torch.tensor([0, 3, 5], dtype=torch.int32)
+    P, D, values, splits, chunk, jobs, cuts, most = 5, 144, 133, 5, 32, 2, 2, 16
+    phi, offsets = torch.randn(P, D), torch.tensor([0, 3, 5], dtype=torch.int32)
+    phi[1], phi[:, values:] = phi[0], 0
     words = [torch.tensor(each) for each in ([7, 8], [0, 1], [2, 3])]
-    P, D, splits, chunk, jobs, cuts, most = 5, 144, 5, 32, 2, 2, 16
     given = [cuda.put(each.numpy()) for each in (phi, offsets, *words)]
     partials, squares, weights, out, h = (
         cuda.get("cuMemAlloc_v2", 4 * count)
@@ -125,11 +126,28 @@ def test_the_kernels_of_repulsion(cuda):
     sizes = [D, D, 0, most, most, 1, chunk, 1]
     arguments = [*given[:2], partials, squares, *sizes]
     assert not cuda.launch(cuda.load("repulsion_distances_16"), (1, splits, jobs), arguments)
-    arguments = [*given, partials, squares, weights, out, h, D, D, splits, 1]
+    arguments = [*given, partials, squares, weights, out, h, D, values, D, splits, 1]
     assert not cuda.launch(cuda.load("repulsion_crowd_16"), (cuts, 1, jobs), arguments)
     FAKE.check()
-    for got, wanted in zip((cuda.read(out, (P, D)), cuda.read(h, P)), repulsion.repulsion(phi, offsets, *words)):
-        np.testing.assert_allclose(got, wanted.numpy(), rtol=1e-5, atol=1e-6)
+    R, bandwidths = repulsion.repulsion(phi[:, :values], offsets, *words)
+    np.testing.assert_allclose(cuda.read(out, (P, D))[:, :values], R.numpy(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(cuda.read(h, P), bandwidths.numpy(), rtol=1e-5)
+    assert not cuda.read(out, (P, D))[:, values:].any()
+
+
+def test_the_kernel_of_repulsion_passes_over_a_job_that_is_under_none(cuda):
+    FAKE.run_kernels()
+    P, D, jobs, most = 5, 16, 2, 16
+    steps = np.array([-(2**63), 3], np.int64)
+    given = [cuda.put(each) for each in (np.zeros((P, D), np.float32), np.array([0, 3, 5], np.int32),
+                                         np.array([7, 8]), np.array([0, 1]), steps)]  # fmt: skip
+    partials, squares, weights = (cuda.put(np.zeros(jobs * most**2, np.float32)) for _ in range(3))
+    out, h = cuda.put(np.full((P, D), 5, np.float32)), cuda.put(np.full(P, 6, np.float32))
+    arguments = [*given, partials, squares, weights, out, h, D, D, D, 1, 1]
+    assert not cuda.launch(cuda.load("repulsion_crowd_16"), (1, 1, jobs), arguments)
+    FAKE.check()
+    assert (cuda.read(out, (P, D))[:3] == 5).all() and (cuda.read(h, P)[:3] == 6).all()
+    assert (cuda.read(out, (P, D))[3:] != 5).all() and (cuda.read(h, P)[3:] != 6).all()
 
 
 def test_what_a_kernel_raises_is_kept(cuda):

@@ -23,6 +23,13 @@ def shift_kernel(x, y, n, by, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def look_kernel(x, y):
+    """Reads, and writes only what is positive."""
+    value = tl.load(x)
+    tl.store(y, value, mask=value > 0)
+
+
+@triton.jit
 def put_kernel(x, values, BLOCK: tl.constexpr):
     """Each program writes its value to the first element."""
     tl.store(x, tl.load(values + tl.program_id(0)))
@@ -60,6 +67,7 @@ SOUND = {
     "neighbours": lambda: shifted(1),
     "in place": lambda: shifted(0, in_place=True),
     "nothing": lambda: shifted(0, n=0),
+    "nothing written": lambda: look_kernel[(2,)](torch.zeros(1), torch.zeros(1)),
     "the same value": lambda: put(1.0, 1.0),
     "behind a barrier": lambda: twice_kernel[(1,)](torch.zeros(16), True, False, BLOCK=8),
     "again behind a barrier": lambda: twice_kernel[(1,)](torch.zeros(16), True, True, BLOCK=8),

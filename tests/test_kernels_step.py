@@ -319,6 +319,9 @@ def test_features_go_to_their_rows_and_repulsion_comes_back(D, stride):
     got, want = Fused.gather_features(lanes, phi, rows), naive.gather_features(lanes, phi, rows)
     assert torch.equal(got, want) and torch.equal(got[3, :D], phi[0].float()) and not got[3, D:].any()
     assert (got[[2, 4]] == 7).all()
+    alone = Lanes.pack([{"feature_row": 0}, {}], DEVICE)  # an empty lane has no row to fill
+    assert torch.equal(Fused.gather_features(alone, phi[:2], rows)[0, :D], phi[0].float())
+    assert alone["repulsion_row"].tolist() == alone["feature_row"].tolist() == [[0], [-1]]
     R = (
         torch.randn(6, stride, generator=generator).to(DEVICE)
         * torch.tensor([1e-6, 1e4, 1, 0.0, 1, 30], device=DEVICE)[:, None]

@@ -23,6 +23,8 @@ namespace {
 constexpr std::int64_t tile = 16, strip = 32, cut = 64;   // of large jobs
 constexpr std::int64_t scratch = std::int64_t(1) << 28;   // bytes for the distances of a large job
 constexpr std::int64_t alignment = 16;                    // the kernels read rows of 16 values at a time
+constexpr std::int64_t idle = INT64_MIN;                  // step of a job that the kernels pass over
+constexpr std::size_t most_jobs = 65535;                  // of one launch: a grid's third size
 
 struct Split {
     std::int64_t count, length;
@@ -47,7 +49,7 @@ std::int32_t small_int(std::int64_t value) { return static_cast<std::int32_t>(va
 }  // namespace
 
 DeviceRepulsion::DeviceRepulsion(const cuda::Device &device, cuda::Kernels &kernels, std::int64_t values)
-    : device_(device), kernels_(kernels), stride_(ceil_div(values, alignment) * alignment) {}
+    : device_(device), kernels_(kernels), values_(values), stride_(ceil_div(values, alignment) * alignment) {}
 
 void DeviceRepulsion::seat(const std::vector<Job *> &jobs) {
     device_.wait();  // nothing that is queued may still use the old arrays
@@ -60,7 +62,8 @@ void DeviceRepulsion::seat(const std::vector<Job *> &jobs) {
         for (Job *job : jobs)
             if (job->crowd_size() > least && job->crowd_size() <= size.n) alike.push_back(job);
         for (Job *job : alike) first_row_[job] = small_int(rows), rows += job->crowd_size();
-        if (!alike.empty()) groups_.push_back(make_group(&size, std::move(alike)));
+        for (std::size_t i = 0; i < alike.size(); i += most_jobs)
+            groups_.push_back(make_group(&size, {alike.begin() + i, alike.begin() + std::min(i + most_jobs, alike.size())}));
         least = size.n;
     }
     for (Job *job : jobs) {
@@ -141,7 +144,7 @@ void DeviceRepulsion::enqueue() {
         const auto repelled = [](const Job *job) { return job->repelled(); };
         if (std::none_of(group.jobs.begin(), group.jobs.end(), repelled)) continue;
         auto *steps = group.next_steps->as<std::int64_t>();
-        for (std::size_t i = 0; i < group.jobs.size(); ++i) steps[i] = group.jobs[i]->step;
+        for (std::size_t i = 0; i < group.jobs.size(); ++i) steps[i] = repelled(group.jobs[i]) ? group.jobs[i]->step : idle;
         device_.upload(group.steps.at(), steps, group.steps.bytes());
         group.size != nullptr ? small(group) : large(group);
         queued = true;
@@ -162,7 +165,7 @@ void DeviceRepulsion::small(Group &g) {
     kernels_.get(size.crowd)
         .launch({ceil_div(stride_, size.cut), size.n / size.rows, count},
                 {features(), g.offsets.at(), g.seeds.at(), g.items.at(), g.steps.at(), g.partials.at(), g.squares.at(),
-                 g.weights.at(), result(), bandwidths_.at(), d, d, small_int(splits), small_int(tiles)});
+                 g.weights.at(), result(), bandwidths_.at(), d, small_int(values_), d, small_int(splits), small_int(tiles)});
 }
 
 // Strip by strip: distances, bandwidths and weights, gradient.
@@ -183,7 +186,7 @@ void DeviceRepulsion::large(Group &g) {
         kernels_.get("repulsion_gradient")
             .launch({ceil_div(stride_, cut), rows / strip, 1},
                     {features(), g.offsets.at(), g.seeds.at(), g.items.at(), g.steps.at(), g.partials.at(), bandwidths_.at(),
-                     g.ties.at(), result(), d, d, f, r, w, s});
+                     g.ties.at(), result(), d, small_int(values_), d, f, r, w, s});
     }
 }
 

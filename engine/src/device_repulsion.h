@@ -49,7 +49,7 @@ class DeviceRepulsion {
     static const Size sizes[3];
     const cuda::Device &device_;
     cuda::Kernels &kernels_;
-    std::int64_t stride_;
+    std::int64_t values_, stride_;
     std::map<const Job *, std::int32_t> first_row_;
     std::list<Group> groups_;
     cuda::Buffer features_, result_, bandwidths_;

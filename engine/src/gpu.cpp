@@ -74,9 +74,9 @@ Gpu::Gpu(Bundle &bundle, int ordinal, const std::atomic<bool> &cancelled)
       operators_(bundle.runtime().api(), device_, kernels_), latent_(count_of(bundle.manifest().latent)),
       image_(count_of(bundle.manifest().image)), largest_(bundle.batches().back()), clock_(device_) {
     for (const std::int64_t values : {latent_, image_})
-        if (values % aligned != 0)
+        if (values % aligned != 0 || values > INT32_MAX)
             throw Error(RLSD_BAD_BUNDLE, text("bundle '", bundle.manifest().name, "' has latents or images of ", values,
-                                              " values: on a GPU they must be multiples of 16"));
+                                              " values: on a GPU they must be multiples of 16, and less than 2^31"));
     tuned_ = read_tuning(bundle, device_.name());
     near_ = std::make_unique<DeviceRepulsion>(device_, kernels_, latent_);
     if (bundle.has("features")) seen_ = std::make_unique<DeviceRepulsion>(device_, kernels_, bundle.manifest().feature_dim);

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from rlsd.kernels.philox import normals
-from rlsd.kernels.repulsion.distances import ETA, MARK, TIE, bandwidth
+from rlsd.kernels.repulsion.distances import ETA, IDLE, MARK, TIE, bandwidth
 
 
 @triton.jit
@@ -20,25 +20,28 @@ def noise(block, i, j, stream, item, k0, k1):
 
 
 @triton.jit
-def add_apart(out, length, i, j, left, D, job, seeds, items, steps, BD: tl.constexpr, B: tl.constexpr):
-    """out[d] += length xi_d / |xi| in columns left .. left + BD - 1; xi: the noise of i less that of j. out: row i."""
+def add_apart(out, length, i, j, left, values, job, seeds, items, steps, BD: tl.constexpr, B: tl.constexpr):
+    """out[d] += length xi_d / |xi| in columns left .. left + BD - 1, of the first `values`.
+
+    xi: the noise of i less that of j, `values` numbers. out: row i.
+    """
     seed = tl.load(seeds + job)
     k0, k1 = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
     item, stream = tl.load(items + job).to(tl.uint32), tl.load(steps + job).to(tl.uint32) + 0x80000000
     squares = tl.zeros([B], tl.float32)
-    for at in range(0, D, 4 * B):
+    for at in range(0, values, 4 * B):
         block = at // 4 + tl.arange(0, B)
         a, b, c, d = noise(block, i, j, stream, item, k0, k1)
-        rest = D - 4 * block
+        rest = values - 4 * block
         squares += tl.where(rest > 0, a * a, 0.0) + tl.where(rest > 1, b * b, 0.0)
         squares += tl.where(rest > 2, c * c, 0.0) + tl.where(rest > 3, d * d, 0.0)
     scale = length / tl.sqrt(tl.maximum(tl.sum(squares), 1e-30))
-    for at in range(left, tl.minimum(left + BD, D), B):
+    for at in range(left, tl.minimum(left + BD, values), B):
         column = at + tl.arange(0, B)
         a, b, c, d = noise(column // 4, i, j, stream, item, k0, k1)
         lane = column % 4
         xi = tl.where(lane == 0, a, tl.where(lane == 1, b, tl.where(lane == 2, c, d)))
-        inside = column < D
+        inside = column < values
         tl.store(out + column, tl.load(out + column, mask=inside, other=0.0) + scale * xi, mask=inside)
     tl.debug_barrier()
 
@@ -62,12 +65,13 @@ def plain_sum(x, weights, start, n, top, left, D, stride, width, BI: tl.constexp
 
 @triton.jit
 def repel(
-    sums, weights, out, h, length, start, n, top, left, D, width, job, seeds, items, steps,
+    sums, weights, out, h, length, start, n, top, left, D, values, width, job, seeds, items, steps,
     BI: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """out[i, d] = (2 / h_i) sums[i, d], sums [BI, BD] of w_ij (phi_i - phi_j). h: [BI].
 
     length: eta s if these rows have ties, else 0; only then are weights read, which other threads may have written.
+    values: of a particle; what is behind them in its row of D is 0 and stays so.
     """
     row, d = tl.arange(0, BI), left + tl.arange(0, BD)
     # As on the CPU, a particle that is not a number makes its job's repulsion 0. So does being alone (h = 0).
@@ -83,7 +87,7 @@ def repel(
                 w = tl.load(weights + r * width + j)
                 if w < 0:
                     to = out + (start + top + r) * D
-                    add_apart(to, w * factor / MARK, top + r, j, left, D, job, seeds, items, steps, BD, 64)
+                    add_apart(to, w * factor / MARK, top + r, j, left, values, job, seeds, items, steps, BD, 64)
 
 
 @triton.jit
@@ -107,10 +111,12 @@ def weigh(d2, i, j, n, scale2):
 
 @triton.jit
 def crowd(
-    phi, offsets, seeds, items, steps, partials, squares, weights, out, h, D, stride, splits, tiles,
+    phi, offsets, seeds, items, steps, partials, squares, weights, out, h, D, values, stride, splits, tiles,
     BI: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr, T: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """Bandwidths h, and R = out, of BI rows on BD columns; jobs of up to BN. Grid (D / BD, row blocks, J).
+
+    The rows of jobs whose step is IDLE stay as they are.
 
     Every program reduces the partial distances of its rows again: that is cheaper than a third launch. partials has
     rows = width = BN, and at most BS splits; weights [D / BD, J, BN, BN] is private to each program, a way from one
@@ -126,7 +132,7 @@ def crowd(
     norms = tl.load(squares + job * splits * tiles + q, mask=q < splits * tiles, other=0.0)
     start = tl.load(offsets + job).to(tl.int64)
     n = tl.load(offsets + job + 1) - tl.load(offsets + job)
-    if top >= n:
+    if (top >= n) | (tl.load(steps + job) == IDLE):
         return
     d, d_in = cut * BD + tl.arange(0, BD)[None, None, :], (cut * BD + tl.arange(0, BD) < D)[None, None, :]
     row, column = top + tl.arange(0, BI)[None, :, None], tl.arange(0, BN)[:, None, None]
@@ -142,12 +148,12 @@ def crowd(
     rows = top + tl.arange(0, BI)
     tl.store(h + start + rows, tl.where(n > 1, h_i, 0.0), mask=rows < tl.where(cut == 0, n, 0))
     sums = tl.sum(tl.trans(w)[:, :, None] * (a - b), 0)
-    repel(sums, own, out, h_i, length, start, n, top, cut * BD, D, BN, job, seeds, items, steps, BI, BD)
+    repel(sums, own, out, h_i, length, start, n, top, cut * BD, D, values, BN, job, seeds, items, steps, BI, BD)
 
 
 @triton.jit
 def gradient(
-    phi, offsets, seeds, items, steps, partials, h, ties, out, D, stride, first, rows, width, splits,
+    phi, offsets, seeds, items, steps, partials, h, ties, out, D, values, stride, first, rows, width, splits,
     BI: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """R = out of BI rows on BD columns, from the weights that `bandwidths` left. Grid (D / BD, rows / BI, J)."""
@@ -163,7 +169,7 @@ def gradient(
     length = tl.max(tl.load(ties + job * rows + row, mask=valid, other=0.0))
     weights = partials + (job.to(tl.int64) * splits * rows + block * BI) * width
     sums = plain_sum(phi, weights, start, n, top, cut * BD, D, stride, width, BI, BD)
-    repel(sums, weights, out, h_i, length, start, n, top, cut * BD, D, width, job, seeds, items, steps, BI, BD)
+    repel(sums, weights, out, h_i, length, start, n, top, cut * BD, D, values, width, job, seeds, items, steps, BI, BD)
 
 
 @triton.jit

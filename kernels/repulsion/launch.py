@@ -59,7 +59,7 @@ def _small(phi: Tensor, addresses: tuple[Tensor, ...], out: Tensor, h: Tensor, s
         T=size.tile, BD=size.columns,
     )  # fmt: skip
     crowd[(cuts, size.n // size.rows, jobs)](
-        phi, *addresses, partials, squares, weights, out, h, D, phi.stride(0), splits, tiles,
+        phi, *addresses, partials, squares, weights, out, h, D, D, phi.stride(0), splits, tiles,
         **_constants(size), num_warps=size.warps,
     )  # fmt: skip
 
@@ -80,7 +80,7 @@ def _large(phi: Tensor, addresses: tuple[Tensor, ...], out: Tensor, h: Tensor, l
             addresses[0], partials, squares, h, ties, first, rows, width, splits, tiles, T=TILE, BN=ROW
         )  # fmt: skip
         gradient[(_ceil(D, CUT), rows // STRIP, jobs)](
-            phi, *addresses, partials, h, ties, out, D, stride, first, rows, width, splits, BI=STRIP, BD=CUT
+            phi, *addresses, partials, h, ties, out, D, D, stride, first, rows, width, splits, BI=STRIP, BD=CUT
         )
 
 
@@ -131,7 +131,7 @@ _TYPES = {
     **dict.fromkeys(("phi", "partials", "squares", "weights", "ties", "out", "h"), "*fp32"),
     **{"offsets": "*i32", "seeds": "*i64", "items": "*i64", "steps": "*i64"},
     **dict.fromkeys(("D", "stride", "width", "chunk"), "i32:16"),
-    **dict.fromkeys(("first", "rows", "splits", "tiles", "mirror"), "i32"),
+    **dict.fromkeys(("values", "first", "rows", "splits", "tiles", "mirror"), "i32"),
 }
 
 

@@ -66,7 +66,7 @@ class Lanes:
         whole = torch.zeros(len(rows), len(WHOLE), dtype=torch.int64)
         real = torch.zeros(len(rows), len(REAL), dtype=torch.float64)
         for lane, row in enumerate(rows):
-            named = dict(row) if row else {"slot": -1}
+            named = dict(row) if row else {"slot": -1, "repulsion_row": -1, "feature_row": -1}
             if "seed" in named:
                 seed = int(named.pop("seed"))
                 named |= {"seed_low": seed & 0xFFFFFFFF, "seed_high": seed >> 32 & 0xFFFFFFFF}
