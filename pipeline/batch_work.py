@@ -154,7 +154,7 @@ class Worker:
     # ------------------------------------------------------------ in
 
     def _items(self, feed: Feed, reader: ThreadPoolExecutor) -> Iterator[Item | None]:
-        """Items that have been read, in the feed's order; None where the next is not ready and the engine has work."""
+        """Items that have been read, in the feed's order; None for a bad one, and where the next is not ready yet."""
         loading: deque[tuple[Entry, Future[Loaded]]] = deque()
         more = True
         while loading or more:
@@ -169,9 +169,7 @@ class Worker:
             if not loading or (self.taken and not loading[0][1].done()):
                 yield None
                 continue
-            item = self._made(*loading.popleft())
-            if item is not None:
-                yield item
+            yield self._made(*loading.popleft())
 
     def _load(self, entry: Entry) -> Loaded:
         """On the reader's thread: the entry's files."""

@@ -83,7 +83,7 @@ _END = object()
 def _admit(
     source: Iterator[Item | None], submit: Callable[[Item], Any], pending: list[tuple[Item, Any]], window: int
 ) -> bool:
-    """Submits items until the window is full or none is ready; returns whether there may be more."""
+    """Submits items until the window is full, none is ready or one is dropped; returns whether there may be more."""
     while not pending or _particles(pending) < window:
         item: Any = next(source, _END)
         if item is _END:
@@ -91,8 +91,9 @@ def _admit(
         if item is None:
             break
         handle = submit(item)
-        if handle is not None:
-            pending.append((item, handle))
+        if handle is None:
+            break
+        pending.append((item, handle))
     return True
 
 

@@ -54,6 +54,12 @@ def test_items_are_drawn_only_as_they_are_needed(engine):
     stream.close()
 
 
+def test_after_each_item_that_is_dropped_one_may_stop(engine):
+    dropped, looks = [], []
+    outcomes = reconstruct_items(engine, map(item, range(5)), submit=dropped.append, watch=looks.append)
+    assert list(outcomes) == [] and len(dropped) == 5 and len(looks) >= 5
+
+
 def test_one_bad_item_does_not_stop_the_others(tmp_path):
     engine = FakeEngine(make_bundle(tmp_path), broken=[1])
     outcomes = {outcome.item.index: outcome for outcome in reconstruct_items(engine, map(item, range(3)))}
