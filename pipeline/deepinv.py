@@ -23,6 +23,7 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError(f"rlsd.pipeline.deepinv needs {error.name}: pip install 'rlsd[deepinv]'") from error
 
 from rlsd.engine import Engine, Job
+from rlsd.engine.jobs import Handle
 from rlsd.pipeline.extension import extended, image_of
 from rlsd.pipeline.fit import Frame
 from rlsd.pipeline.items import conditioning, frame_of
@@ -109,14 +110,24 @@ class RLSD(Reconstructor):
         ]
         shape = (len(jobs), settings.particles, *self._engine.image_shape)
         out = torch.empty(shape, device=packed.device if self._engine.on_gpu else "cpu")
-        handles = [self._engine.submit(job, _array(into, self._engine)) for job, into in zip(jobs, out)]
-        self._engine.run()
-        for handle in handles:
-            handle.result()
+        self._run(jobs, out)
         images = prepared.view(out).to(packed.device)
         if self.result == "all":
             return images
         return images.mean(1) if self.result == "mean" else images[torch.arange(len(jobs)), self._best(jobs, out)]
+
+    def _run(self, jobs: Sequence[Job], out: Tensor) -> None:
+        """Writes the jobs' particles to `out`; the engine is left without jobs, also by an error."""
+        handles: list[Handle] = []
+        try:
+            for job, into in zip(jobs, out):
+                handles.append(self._engine.submit(job, _array(into, self._engine)))
+            self._engine.run()
+            for handle in handles:
+                handle.result()
+        finally:
+            for handle in handles:
+                handle.release()
 
     def prepare(self, y: Any, physics: nn.Module) -> Prepared:
         """The bundle for this physics, exported now unless it was before; nothing is reconstructed."""

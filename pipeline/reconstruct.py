@@ -55,26 +55,30 @@ def reconstruct_items(
     none is ready at the moment. report: called after each tick with the particle-steps done so far. submit: the item's
     handle, by default of item.job(); None drops the item. watch: called after each tick with what is under way, when
     the engine is at rest. An item that fails with a `tolerated` status (a state that became NaN, say) is yielded with
-    its error and the others go on; every other error is raised. Closing the generator drops what is under way, and
-    KeyboardInterrupt stops the engine within a tick.
+    its error and the others go on; every other error is raised. An error, or closing the
+    generator, drops what is under way; KeyboardInterrupt stops the engine within a tick.
     """
     source, waiting = iter(items), True
     pending: list[tuple[Item, Any]] = []
     start = int(engine.stats()["particle_steps"])
     submit = submit or (lambda item: engine.submit(item.job()))
-    while pending or waiting:
-        waiting = _admit(source, submit, pending, window)
-        if pending:
-            _tick(engine, tolerated)
-        if report:
-            report(int(engine.stats()["particle_steps"]) - start)
-        over = [handle.info().state == DONE for _, handle in pending]
-        done = [pair for pair, is_over in zip(pending, over) if is_over]
-        pending = [pair for pair, is_over in zip(pending, over) if not is_over]
-        for item, handle in done:
-            yield _outcome(item, handle, tolerated)
-        if watch:
-            watch(pending)
+    try:
+        while pending or waiting:
+            waiting = _admit(source, submit, pending, window)
+            if pending:
+                _tick(engine, tolerated)
+            if report:
+                report(int(engine.stats()["particle_steps"]) - start)
+            over = [handle.info().state == DONE for _, handle in pending]
+            done = [pair for pair, is_over in zip(pending, over) if is_over]
+            pending = [pair for pair, is_over in zip(pending, over) if not is_over]
+            for item, handle in done:
+                yield _outcome(item, handle, tolerated)
+            if watch:
+                watch(pending)
+    finally:
+        for _, handle in pending:
+            handle.release()
 
 
 _END = object()

@@ -29,6 +29,9 @@ class FakeHandle:
         done = self.error is not None or self.step >= self.job.params.steps - 1
         return SimpleNamespace(state=3 if done else 2)
 
+    def release(self) -> None:
+        self.engine.handles = [handle for handle in self.engine.handles if handle is not self]
+
     def result(self) -> Result:
         if self.error is not None:
             raise self.error

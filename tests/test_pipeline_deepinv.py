@@ -16,7 +16,7 @@ from bundle_factory import manifest, write_bundle
 from tiny import make_job, make_nets, reference
 from torch import Tensor
 
-from rlsd.engine import Params
+from rlsd.engine import Engine, Params
 from rlsd.export import extend as extension
 from rlsd.pipeline.deepinv import RLSD
 from rlsd.pipeline.errors import InputError
@@ -90,6 +90,16 @@ def test_seeds_and_the_cache(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert torch.equal(model(bundle)(y, again), one)  # a new model finds it in the user's cache
     with pytest.raises(AssertionError, match="exported again"):
         first(y, changed)
+
+
+def test_a_call_that_fails_leaves_no_jobs(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    physics = p.Inpainting(img_size=(1, 4, 4), mask=MASKS[0])
+    y = physics.A(torch.rand(2, 1, 4, 4))
+    solver = model(bundle)
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError) as raised:
+        patch.setattr(Engine, "run", lambda _: 1 / 0)
+        solver(y, physics)
+    assert solver._engine.tick() == 0 and raised.tb is not None  # which holds the jobs
 
 
 def test_what_can_only_be_a_matrix_and_differs_between_items(bundle: Path) -> None:

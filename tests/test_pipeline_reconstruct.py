@@ -1,6 +1,7 @@
 """Streaming reconstruction and simulation of measurements; with a stand-in engine."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -58,6 +59,18 @@ def test_after_each_item_that_is_dropped_one_may_stop(engine):
     dropped, looks = [], []
     outcomes = reconstruct_items(engine, map(item, range(5)), submit=dropped.append, watch=looks.append)
     assert list(outcomes) == [] and len(dropped) == 5 and len(looks) >= 5
+
+
+def test_what_is_under_way_is_dropped_however_it_ends(engine):
+    stream = reconstruct_items(engine, [item(0), item(1), item(2, settings=replace(SETTINGS, params=Params(steps=9)))])
+    next(stream)
+    assert len(engine.handles) == 1
+    stream.close()
+    assert engine.handles == []
+    engine.on_tick = lambda _: 1 / 0
+    with pytest.raises(ZeroDivisionError) as raised:
+        list(reconstruct_items(engine, map(item, range(3))))
+    assert engine.handles == [] and raised.tb is not None  # which holds the jobs
 
 
 def test_one_bad_item_does_not_stop_the_others(tmp_path):
