@@ -137,11 +137,23 @@ def check_plan(engine: Engine, plan: Plan) -> None:
         read_source(engine, plan, source)
 
 
-def load_items(engine: Engine, plan: Plan) -> Iterator[Item]:
-    """The plan's items one after another: files read, measurements simulated unless they were measured."""
+def load_items(engine: Engine, plan: Plan, failed: list[dict[str, str]] | None = None) -> Iterator[Item]:
+    """The plan's items one after another: files read, measurements simulated unless they were measured.
+
+    failed: gets the name and the error of each source that cannot be read, which is left out; without it InputError
+    and OSError are raised.
+    """
     context = conditioning(engine, plan.settings)
     for source in plan.sources:
-        yield make_item(engine, plan, source, read_source(engine, plan, source), sha256(source.path), context)
+        try:
+            item = make_item(engine, plan, source, read_source(engine, plan, source), sha256(source.path), context)
+        except (InputError, OSError) as error:
+            if failed is None:
+                raise
+            text = str(error) if isinstance(error, InputError) else f"{source.path} cannot be read: {error.strerror}"
+            failed.append({"name": source.name, "error": text})
+            continue
+        yield item
 
 
 def make_item(engine: Engine, plan: Plan, source: Source, read: Read, digest: str, context: np.ndarray | None) -> Item:

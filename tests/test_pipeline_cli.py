@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -13,7 +14,8 @@ import pytest
 from PIL import Image
 from pipeline_cli import FAKE, files_in, reconstruct, rlsd, work  # noqa: F401 (a fixture of all tests here)
 
-from rlsd.pipeline import cli
+from rlsd.pipeline import cli, run
+from rlsd.pipeline.items import check_plan
 from rlsd.pipeline.presets import FASHION
 
 # ------------------------------------------------------------------ what it writes
@@ -212,6 +214,24 @@ def test_an_item_that_fails_is_reported_and_the_others_are_written(tmp_path, cap
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert [entry["name"] for entry in report["items"]] == ["b"] and report["failed"][0]["name"] == "a"
     assert "a failed" in (tmp_path / "out/report.html").read_text() and not (tmp_path / "out/a").exists()
+
+
+def test_inputs_that_vanish_or_change_on_the_way(tmp_path, capsys, monkeypatch):
+    def checked(*given):
+        check_plan(*given)
+        (tmp_path / "b.png").unlink()
+        (tmp_path / "c.png").write_text("no image")
+
+    for name in "bcd":
+        shutil.copy("a.png", f"{name}.png")
+    monkeypatch.setattr(run, "check_plan", checked)
+    inputs = ["-i", "a.png", "b.png", "c.png", "d.png"]
+    assert rlsd("reconstruct", "-m", "bundle", "-t", "sr4", *inputs, "-o", "out", "--steps", "4") == 1
+    said = capsys.readouterr().err
+    assert "rlsd: b: b.png does not exist\n" in said and "rlsd: c: c.png is not a PNG" in said
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert [entry["name"] for entry in report["items"]] == ["a", "d"]
+    assert [entry["name"] for entry in report["failed"]] == ["b", "c"]
 
 
 def test_all_items_failing(tmp_path):
