@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
@@ -18,7 +19,7 @@ from rlsd.pipeline.html import to_html
 from rlsd.pipeline.items import Plan, check_plan, conditioning, frame_of, load_items
 from rlsd.pipeline.judge import Judge
 from rlsd.pipeline.lpips import Lpips, enlargement
-from rlsd.pipeline.output import OutputFolder
+from rlsd.pipeline.output import OutputFolder, is_item_folder
 from rlsd.pipeline.plots import calibration_plot, can_plot
 from rlsd.pipeline.progress import progress
 from rlsd.pipeline.reconstruct import Outcome, reconstruct_items
@@ -79,16 +80,26 @@ def run_plans(
                 judgement, plots = judge(outcome), outcome.item.index < PLOTTED
                 with folder.item(outcome.item.name) as path:
                     records.append(write_item(path, outcome, judgement, frame, plots))
+        for each in failed:
+            forget_item(folder, each["name"])
         content = build_report(described, engine, records, failed, time.monotonic() - start, share)
         page = write_report(folder, content)
     return Finished(content, page)
 
 
+def forget_item(folder: OutputFolder, name: str) -> None:
+    """Removes what an earlier run wrote for the item."""
+    if is_item_folder(folder.path / name):
+        shutil.rmtree(folder.path / name)
+
+
 def write_report(folder: OutputFolder, content: dict[str, Any]) -> Path:
-    """The files about the whole run: report.json and .html, the CSVs, calibration.png; returns the page."""
+    """The files about the whole run: report.json and .html, the CSVs, calibration.png or none; returns the page."""
     content["calibration_plot"] = bool(content["calibration"]) and can_plot()
     if content["calibration_plot"]:
         folder.file("calibration.png", calibration_plot(content["calibration"]))
+    elif (earlier := folder.path / "calibration.png").is_file():
+        earlier.unlink()
     folder.file("items.csv", items_csv(content["items"]))
     folder.file("particles.csv", particles_csv(content["items"]))
     folder.file("report.json", to_json(content))

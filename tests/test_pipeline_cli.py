@@ -114,6 +114,17 @@ def test_overwrite(tmp_path, capsys):
     assert "a/particle_01.png" not in files_in(tmp_path / "out")
 
 
+def test_overwrite_leaves_nothing_of_an_item_that_fails_now(tmp_path):
+    (tmp_path / "out/a").mkdir(parents=True)
+    (tmp_path / "out/a/item.json").touch()
+    (tmp_path / "out/mine.png").touch()
+    (tmp_path / "out/calibration.png").touch()
+    FAKE["broken"] = [0]
+    assert reconstruct("--overwrite") == 1
+    reports = {"report.json", "report.html", "items.csv", "particles.csv"}
+    assert files_in(tmp_path / "out") == {"mine.png", *reports}
+
+
 def test_many_particles_have_names_in_order_and_a_grid_in_rows(tmp_path):
     assert reconstruct("-n", "101") == 0
     assert {"a/particle_000.png", "a/particle_100.png"} <= files_in(tmp_path / "out")
