@@ -35,6 +35,7 @@ _KINDS = (
 )
 RAW = ("NPY", "ZARR")  # kinds that are bare arrays of numbers
 TURNED, _TURNED = "turned as its EXIF orientation says", range(2, 9)
+FROM_ZERO = "floating-point values from 0 up: taken as being in [-1, 1], where 0 is mid-gray"
 _DIRECT = (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.MINISWHITE, tifffile.PHOTOMETRIC.RGB)
 
 
@@ -76,6 +77,8 @@ def read_numbers(path: Path, notes: list[str]) -> np.ndarray:
             array = _read_pillow(path, kind, notes)
             if kind == "PNG" and _start_of(path)[24:26] > b"\x10\0":  # bits and colour type; gray alone keeps them
                 notes.append("16 bits cut to 8")
+        if array.dtype.kind == "f" and kind != "DICOM" and array.size and array.min() >= 0:
+            notes.append(FROM_ZERO)
         return channels_first(array, notes)
     except InputError as error:
         raise about(path, error) from None

@@ -173,6 +173,17 @@ def test_npy_of_floats_is_taken_as_it_is(tmp_path, kind):
     np.testing.assert_array_equal(read_image(tmp_path / "a.npy").values, values.astype(np.float32))
 
 
+def test_floats_that_may_be_meant_from_0_to_1_are_noted(tmp_path):
+    for least, noted in ((0, True), (-1, False)):
+        values = np.linspace(least, 1, 240, dtype=np.float32).reshape(12, 20)
+        np.save(tmp_path / "a.npy", values)
+        tifffile.imwrite(tmp_path / "a.tif", values, photometric="minisblack")
+        for name in ("a.npy", "a.tif"):
+            picture = read_image(tmp_path / name)
+            assert picture.notes == (images.FROM_ZERO,) * noted
+            np.testing.assert_array_equal(picture.values[0], values)
+
+
 def test_transparency_is_laid_on_black(tmp_path):
     alpha = RNG.integers(0, 256, (12, 20, 1), np.uint8)
     Image.fromarray(np.concatenate([RGB8, alpha], 2)).save(tmp_path / "a.png")
