@@ -112,13 +112,16 @@ def conditioning(engine: Engine, settings: Settings) -> np.ndarray | None:
 def name_sources(paths: Sequence[Path]) -> list[Source]:
     """The files in their order, named after their stems; a stem met before gets a number."""
     sources: list[Source] = []
+    counts: dict[str, int] = {}  # of each stem in lower case, the last number that was tried
     taken = {"report.json", "report.html", "overview.png", "calibration.png", "items.csv", "particles.csv"}
     for index, path in enumerate(paths):
         stem = re.sub(r"[^\w.-]+", "-", path.stem).strip(".-") or "item"
-        name, count = stem, 1
+        count = counts.get(stem.lower(), 1)
+        name = stem if count == 1 else f"{stem}-{count}"
         while name.lower() in taken:
             count += 1
             name = f"{stem}-{count}"
+        counts[stem.lower()] = count
         taken.add(name.lower())
         sources.append(Source(path, index, name))
     return sources
