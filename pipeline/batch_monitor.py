@@ -17,6 +17,7 @@ from rich.console import Console
 
 from rlsd.pipeline.batch_work import Event
 from rlsd.pipeline.errors import InputError
+from rlsd.pipeline.progress import say
 
 SECONDS_BETWEEN_LINES, SECONDS_BETWEEN_METRICS = 10.0, 2.0
 _HELP = {
@@ -79,8 +80,7 @@ class Monitor:
 
     def say(self, text: str) -> None:
         """A line for people."""
-        text = text.encode(errors="backslashreplace").decode()  # names of files need not be text
-        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+        say(self.console, text.encode(errors="backslashreplace").decode())  # names of files need not be text
 
     def look(self) -> None:
         """Says how far it is and writes the metrics, when it is time to."""

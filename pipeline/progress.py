@@ -47,10 +47,17 @@ def lines(total: int, console: Console) -> Report:
             return
         last, rate = now, done / (now - start)
         left = (total - done) / rate
-        console.print(
-            f"{done / total:.0%}: {done:,} of {total:,} particle-steps, {rate:,.0f} /s, {left:,.0f} s left",
-            highlight=False,
-            soft_wrap=True,
-        )
+        say(console, f"{done / total:.0%}: {done:,} of {total:,} particle-steps, {rate:,.0f} /s, {left:,.0f} s left")
 
     return report
+
+
+def say(console: Console, text: str) -> None:
+    """A line for people; the console falls silent when nobody can read it: its pipe is closed, its disk full."""
+    if console.quiet:
+        return
+    try:
+        console.file.write(f"{text}\n")  # by itself: rich ends the program for a closed pipe
+        console.file.flush()
+    except OSError:
+        console.quiet = True
