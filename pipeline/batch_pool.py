@@ -20,6 +20,8 @@ WINDOWS = 2  # particles given to a worker and not done, in windows of its engin
 ALONE_AFTER, FAILED_AFTER = 2, 4  # deaths of its worker until an item is done alone, and until it has failed
 SECONDS_TO_END = 10  # for a worker that has said its last word
 MOST_STARTS = 3  # deaths in a row of workers that never got ready
+# With our own sys.path: Python's -m and -c would put the current folder first, and what lies there is not ours to run.
+PROGRAM = "import sys; sys.path[:] = {path!a}; from rlsd.pipeline.batch_process import main; main()"
 
 
 class Process:
@@ -29,7 +31,7 @@ class Process:
         mine, theirs = socket.socketpair()
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "rlsd.pipeline.batch_process", str(theirs.fileno())],
+                [sys.executable, "-c", PROGRAM.format(path=list(map(str, sys.path))), str(theirs.fileno())],
                 pass_fds=(theirs.fileno(), lock), stdin=subprocess.DEVNULL,
             )  # fmt: skip
         self.work, self.given = work, dict[int, Entry]()
