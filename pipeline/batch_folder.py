@@ -232,13 +232,27 @@ class BatchFolder:
         yield ",".join(COLUMNS) + "\n"
         for entry in entries:
             try:
-                record = json.loads((self.path / ITEMS / entry.name / "item.json").read_bytes())
+                record = _record(self.path / ITEMS / entry.name / "item.json")
             except FileNotFoundError:
                 continue
             record |= {f"{key}_{part}": value for key in ("residual", "psnr") for part, value in _parts(record, key)}
             line = io.StringIO()
             csv.writer(line, lineterminator="\n").writerow(record.get(column, "") for column in COLUMNS)
             yield line.getvalue()
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """What an item's file says. InputError where a crash or somebody has spoilt it."""
+    try:
+        record = json.loads(path.read_bytes())
+    except ValueError:
+        record = None
+    if not isinstance(record, dict):
+        raise InputError(
+            f"{path} cannot be read as an item's JSON: remove the folder {path.parent} and give the same command "
+            "again, which does the item again"
+        )
+    return record
 
 
 def _parts(record: Mapping[str, Any], key: str) -> Iterable[tuple[str, Any]]:
