@@ -64,8 +64,8 @@ def reconstruct(
     threads: o.Threads = 0,
     distributed: o.Distributed = False,
     snapshots: o.Snapshots = None,
-    snapshot_steps: o.SnapshotSteps = 50,
-    timeout: o.Timeout = 600.0,
+    snapshot_steps: o.SnapshotSteps = None,
+    timeout: o.Timeout = None,
 ) -> None:
     """Reconstruct images from files: N diverse answers for each.
 
@@ -75,11 +75,13 @@ def reconstruct(
     Example: rlsd reconstruct -m fashion -t half -i photos/*.png -o results -n 8
     """
     changes = changed_settings(locals())
+    if not distributed:
+        _refuse_for_one({"snapshots": snapshots, "snapshot-steps": snapshot_steps, "timeout": timeout})
     distance = load_lpips(lpips) if lpips else None
     bundle, chosen = with_operator(find_bundle(model), task, operator)
     group = None
     if distributed:
-        group, device, threads = join_group(bundle, device, threads, timeout)
+        group, device, threads = join_group(bundle, device, threads, o.TIMEOUT if timeout is None else timeout)
     with group or nullcontext(), open_model(str(bundle), device=device, threads=threads) as engine:
         chosen = chosen or find_task(task or "", engine.operators)
         settings = settings_for(chosen, family_of(engine.image_shape), changes)
@@ -90,7 +92,8 @@ def reconstruct(
         else:
             from rlsd.pipeline.distributed import run_together
 
-            options |= {"snapshots": snapshots, "every": snapshot_steps}
+            every = o.SNAPSHOT_STEPS if snapshot_steps is None else snapshot_steps
+            options |= {"snapshots": snapshots, "every": every}
             if finished := run_together(engine, plan, out, group, **options):
                 announce(finished)
 
@@ -101,6 +104,13 @@ def changed_settings(options: Mapping[str, Any]) -> dict[str, Any]:
     if options["measured"] and options["sigma"] is None:
         changes["sigma"] = 0.0  # not known
     return changes
+
+
+def _refuse_for_one(options: Mapping[str, object]) -> None:
+    """InputError for an option that only several processes have, lest it be ignored without a word."""
+    for name, value in options.items():
+        if value is not None:
+            raise InputError(f"{name} is {value}, which is for several processes: --distributed")
 
 
 def join_group(bundle: Path, device: str | None, threads: int, timeout: float) -> tuple[Any, str | None, int]:

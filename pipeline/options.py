@@ -9,6 +9,7 @@ import typer
 
 _ALGORITHM, _MEASUREMENT, _RUN = "Algorithm (default: the task's settings)", "Measurement", "Run"
 _SEVERAL = "Several processes (docs/several-machines.md)"
+SNAPSHOT_STEPS, TIMEOUT = 50, 600.0
 
 
 def _option(panel: str | None, help_text: str, *names: str, metavar: str | None = None) -> Any:
@@ -149,10 +150,12 @@ Snapshots = Annotated[
     Path | None, _option(_SEVERAL, "Folder of snapshots; default: OUT.snapshots.", "--snapshots", metavar="DIR")
 ]
 SnapshotSteps = Annotated[
-    int, _option(_SEVERAL, "Steps between two snapshots; 50 if not given.", "--snapshot-steps", metavar="K")
+    int | None,
+    _option(_SEVERAL, f"Steps between two snapshots; {SNAPSHOT_STEPS} if not given.", "--snapshot-steps", metavar="K"),
 ]
 Timeout = Annotated[
-    float, _option(_SEVERAL, "Seconds to wait for another process; 600 if not given.", "--timeout", metavar="S")
+    float | None,
+    _option(_SEVERAL, f"Seconds to wait for another process; {TIMEOUT:g} if not given.", "--timeout", metavar="S"),
 ]
 
 Lpips = Annotated[

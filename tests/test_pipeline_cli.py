@@ -131,6 +131,13 @@ def test_many_particles_have_names_in_order_and_a_grid_in_rows(tmp_path):
     assert max(Image.open("out/a/grid.png").size) < 2000
 
 
+@pytest.mark.parametrize("given", [("snapshots", "kept"), ("snapshot-steps", "50"), ("timeout", "600")])
+def test_options_of_several_processes_are_refused_for_one(tmp_path, capsys, given):
+    assert reconstruct(f"--{given[0]}", given[1]) == 2
+    assert f"rlsd: {given[0]} is {given[1]}" in (said := capsys.readouterr().err)
+    assert said.endswith("which is for several processes: --distributed\n") and not (tmp_path / "out").exists()
+
+
 def test_names_that_look_like_markup(capsys):
     assert reconstruct(out="[bold]out") == 0
     assert "[bold]out/report.html" in capsys.readouterr().out
