@@ -24,7 +24,8 @@ class OutputFolder:
     """DIR, with a hidden folder for what is being written; use it in a `with` block.
 
     The folder must not exist or be empty, unless `overwrite`: then item folders and reports of an earlier run are
-    replaced one by one, and nothing else is touched. An error leaves complete items and no trace of others.
+    replaced one by one, and nothing else is touched. An error leaves complete items and no trace of others. Without
+    `overwrite` an item that another run has written meanwhile is an InputError.
     """
 
     def __init__(self, path: Path, names: Sequence[str], *, overwrite: bool = False):
@@ -82,6 +83,8 @@ class OutputFolder:
 
     def _place(self, folder: Path, target: Path) -> None:
         target.parent.mkdir(exist_ok=True)
+        if target.exists() and not self.overwrite:
+            raise InputError(f"output {target} was written by another run meanwhile: name another folder for this one")
         old = folder.with_name(f"{folder.name}.old")
         if target.exists():
             os.rename(target, old)

@@ -75,6 +75,16 @@ def test_overwrite_replaces_only_what_is_ours(tmp_path):
         OutputFolder(out, ["b"], overwrite=True).check()
 
 
+def test_two_runs_at_once_do_not_replace_each_others_items(tmp_path):
+    out = tmp_path / "out"
+    with OutputFolder(out, ["a"]) as first, OutputFolder(out, ["a"]) as second:
+        with first.item("a") as path:
+            (path / "grid.png").write_bytes(b"first")
+        with pytest.raises(InputError, match="out/a was written by another run meanwhile"), second.item("a") as path:
+            (path / "grid.png").write_bytes(b"second")
+    assert files_in(out) == ["a", "a/grid.png"] and (out / "a" / "grid.png").read_bytes() == b"first"
+
+
 def test_overwriting_that_fails_keeps_the_old(tmp_path, monkeypatch):
     out, rename = tmp_path / "out", os.rename
     with OutputFolder(out, ["a"]) as folder, folder.item("a") as path:
