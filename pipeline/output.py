@@ -85,17 +85,19 @@ class OutputFolder:
         target.parent.mkdir(exist_ok=True)
         if target.exists() and not self.overwrite:
             raise InputError(f"output {target} was written by another run meanwhile: name another folder for this one")
-        old = folder.with_name(f"{folder.name}.old")
+        old = None
         if target.exists():
+            old = Path(tempfile.mkdtemp(dir=self._work)) / "old"  # short: the item's name may be as long as any
             os.rename(target, old)
         try:
             os.rename(folder, target)
         except BaseException:
-            if old.exists():
+            if old is not None:
                 os.rename(old, target)
             raise
         sync(target.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        if old is not None:
+            shutil.rmtree(old.parent, ignore_errors=True)
 
     def file(self, name: str, content: bytes | str) -> Path:
         """Writes DIR/name in one step."""

@@ -91,7 +91,7 @@ def test_overwriting_that_fails_keeps_the_old(tmp_path, monkeypatch):
         (path / "grid.png").write_bytes(b"old")
 
     def fail_to_place_the_new(source, target):
-        if target == out / "a" and not str(source).endswith(".old"):
+        if target == out / "a" and source.name != "old":
             raise OSError(28, "No space left on device")
         rename(source, target)
 
@@ -100,6 +100,14 @@ def test_overwriting_that_fails_keeps_the_old(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"), folder, folder.item("a") as path:
         (path / "grid.png").write_bytes(b"new")
     assert files_in(out) == ["a", "a/grid.png"] and (out / "a" / "grid.png").read_bytes() == b"old"
+
+
+def test_an_item_with_the_longest_name_is_replaced(tmp_path):
+    out, name = tmp_path / "out", "a" * os.pathconf(tmp_path, "PC_NAME_MAX")
+    for content in (b"old", b"new"):
+        with OutputFolder(out, [name], overwrite=True) as folder, folder.item(name) as path:
+            (path / "grid.png").write_bytes(content)
+    assert files_in(out) == [name, f"{name}/grid.png"] and (out / name / "grid.png").read_bytes() == b"new"
 
 
 def test_unusable_output_folders(tmp_path):
