@@ -26,6 +26,7 @@ from rlsd.pipeline.settings import MAX_PARTICLES
 OWN = ("input", "name", "item", "sigma", "particles", "class")
 LONGEST_ROW, MOST_ITEMS = 1 << 16, 1 << 32
 NAME = re.compile(r"\w[\w.-]{0,199}", re.ASCII)
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)  # float() takes 1_0 and others
 _ELEMENT = re.compile(r"(.+?)(\[\d{1,12}\])?", re.DOTALL)
 
 
@@ -233,10 +234,7 @@ def _whole(field_name: str, given: str | None, least: int, most: int) -> int | N
 def _sigma(given: str | None) -> float | None:
     if not given:
         return None
-    try:
-        value = float(given)
-    except ValueError:
-        value = -1.0
+    value = float(given) if _NUMBER.fullmatch(given) else -1.0
     if not 0 <= value < float("inf"):
         raise InputError(f"sigma is {given[:40]!r}; it must be a number of 0 or more")
     return value

@@ -125,6 +125,9 @@ def test_a_manifest_is_read_strictly(text: str | bytes, message: str) -> None:
         ("sigma", "nan", "sigma is 'nan'"),
         ("sigma", "inf", "sigma is 'inf'"),
         ("sigma", "x", "sigma is 'x'"),
+        ("sigma", "1_0", "sigma is '1_0'"),
+        ("sigma", "٠.٥", "sigma is '٠.٥'"),
+        ("sigma", "1e999", "sigma is '1e999'"),
         ("particles", "0", "particles is '0'; allowed are 1 to 65536"),
         ("particles", "1e3", "particles is '1e3'"),
         ("particles", "99999999999999999999", "particles is"),
@@ -137,6 +140,12 @@ def test_a_bad_cell_is_its_rows_own(column: str, value: str, message: str) -> No
     bad, good = listed(f"input,{column}\nin/0.png,{value}\nin/1.png,\n")
     assert bad.error and message in bad.error and bad.error.startswith("row 0: ") and bad.index == 0
     assert good.error is None and good.index == 1
+
+
+def test_sigma_in_any_plain_notation() -> None:
+    given = {"2": 2.0, "0.05": 0.05, ".5": 0.5, "5.": 5.0, "+1": 1.0, "5e-2": 0.05, "1.5E+1": 15.0, "-0": 0.0}
+    rows = "".join(f"in/0.png,{text}\n" for text in given)
+    assert [entry.sigma for entry in listed(f"input,sigma\n{rows}")] == list(given.values())
 
 
 def test_a_row_without_a_usable_name_or_number_fails_alone() -> None:
