@@ -85,6 +85,8 @@ class Elements:
 def list_inputs(given: Sequence[str], root: Path | None, params: Collection[str], out: Path | None = None) -> Listing:
     """The items that --input names. root: that no path of a manifest may leave. out: the output folder, below which a
     pattern finds nothing. InputError when there are none."""
+    if "" in given:
+        raise InputError("input is empty, as an unset variable of a shell is; the name of a file or folder is wanted")
     if (manifest := manifest_in(given)) is not None:
         return open_manifest(manifest, root, params)
     if root is not None:

@@ -41,3 +41,11 @@ def test_links_that_lead_nowhere_are_items_that_fail(source: str) -> None:
     os.rename("kept.png", "gone.png")
     assert batch(source=source) == 1
     assert list(failures(Path("out"))) == ["000006-loop"] and len(os.listdir("out/items")) == 6
+
+
+@pytest.mark.parametrize("more", [[], ["-i", "in/0.png"]])
+def test_an_empty_word_is_not_the_current_folder(capsys: pytest.CaptureFixture[str], monkeypatch, more) -> None:
+    monkeypatch.chdir("in")
+    os.symlink("../bundle", "bundle")
+    assert batch(*more, source="") == 2
+    assert "rlsd: input is empty, as an unset variable" in capsys.readouterr().err and not Path("out").exists()
