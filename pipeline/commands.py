@@ -31,6 +31,7 @@ SETTINGS = (
     "particles", "seed", "sigma", "label", "steps", "gamma", "repulsion_until", "repulsion", "rho", "lambda_", "lr_x",
     "lr_z", "variant", "guidance", "prompt", "text_encoder",
 )  # fmt: skip
+MOST_MEMORY = 4096  # GiB of a GPU that `rlsd info --plan` counts with
 
 
 def reconstruct(
@@ -247,6 +248,8 @@ def info(
         show.show_machine(Console())
         return
     if plan:
+        if not memory <= MOST_MEMORY:  # nan, too
+            raise InputError(f"memory is {memory:g}; allowed are 0.1 to {MOST_MEMORY} GiB")
         counted = read_plan(find_bundle(bundle))
         show.show_plan(counted, particles, memory, Console())
         if counted.total(particles) > memory * 2**30:

@@ -213,6 +213,10 @@ def test_a_plan_of_a_manifest_that_was_cut_off(tmp_path, capsys):
         assert capsys.readouterr().err == "rlsd: bundle: its manifest.txt is not that of a whole bundle\n"
     (tmp_path / "bundle/manifest.txt").write_text("\n".join([*lines, "end ab"]))
     assert rlsd("info", "bundle", "--plan") == 0
+    for memory in ("inf", "nan", "1e300"):
+        assert rlsd("info", "bundle", "--plan", "--memory", memory) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("rlsd: ") and "memory" in said and "0.1" in said and said.count("\n") == 1
 
 
 def test_wildcards_may_follow_an_option():
