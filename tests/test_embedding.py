@@ -113,6 +113,7 @@ def test_c(build: Path) -> None:
         ("BUNDLE /nowhere OUT --op superres4", "/nowhere: No such file"),
         ("BUNDLE BUNDLE/manifest.txt OUT --op superres4", "is not a binary PGM"),
         ("BUNDLE IMAGE OUT --op superres4 --input measured", "is 32 x 32; it has to be 8 x 8"),
+        ("BUNDLE IMAGE OUT --op phase_retrieval --input measured --mask IMAGE", "phase_retrieval measures is 48 x 48"),
         ("BUNDLE IMAGE OUT", "needs input 'mask'"),
         ("BUNDLE IMAGE OUT --op zoom", "operator zoom"),
         ("BUNDLE IMAGE OUT --op superres4 --particles 0", "particles is 0"),

@@ -108,11 +108,16 @@ static bool open_bundle(const options *o, work *w) {
 /* Reads the measurement, or makes one of the image with the bundle's own operator. */
 static bool measure(const options *o, work *w, const rlsd_tensor *mask) {
     const size_t height = w->shape[1], width = w->shape[2], count = w->measured[1] * w->measured[2];
+    const bool measured = strcmp(o->what, "measured") == 0;
+    if (o->mask != NULL && measured && (w->measured[1] != height || w->measured[2] != width))
+        return fprintf(stderr, "--mask is %zu x %zu, as an image; what %s measures is %zu x %zu\n", width, height, o->op,
+                       w->measured[2], w->measured[1]),
+               false;
     if (o->mask != NULL) {
         if (!pgm_read(o->mask, width, height, w->mask)) return false;
         for (size_t i = 0; i < width * height; ++i) w->mask[i] = w->mask[i] > 0 ? 1.0f : 0.0f;
     }
-    if (strcmp(o->what, "measured") == 0) {
+    if (measured) {
         if (!pgm_read(o->input, w->measured[2], w->measured[1], w->y)) return false;
         for (size_t i = 0; o->mask != NULL && i < count; ++i) w->y[i] *= w->mask[i]; /* what is hidden counts as 0 */
         return true;
