@@ -18,6 +18,8 @@ from rlsd.export.layout import CheckpointError, load_network, read_json
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 # The least abar: where a schedule ends at no signal at all, its last value. diffusers' samplers take the same.
 LEAST = 2.0**-24
+# Their tables, where they have any, are not of DDPM's betas alone.
+OTHER_SCHEDULES = ("EDM", "FlowMatch", "CogVideoX", "IPNDM")
 SIZES = 6  # of time_ids: original height and width, crop's top and left, target's height and width
 
 
@@ -110,8 +112,11 @@ def load_schedule(folder: Path) -> Any:
     """
     config = read_json(folder / "scheduler_config.json")
     name = str(config.get("_class_name", ""))
-    if name.startswith(("EDM", "FlowMatch")) or not ("beta_schedule" in config or config.get("trained_betas")):
+    if name.startswith(OTHER_SCHEDULES) or not ("beta_schedule" in config or config.get("trained_betas")):
         raise CheckpointError(f"{folder}: {name or 'it'} has no table of betas, which the method needs")
+    for field, plain in (("timestep_type", "discrete"), ("use_flow_sigmas", False)):
+        if (config.get(field) or plain) != plain:
+            raise CheckpointError(f"{folder}: {field} {config[field]!r} is not supported, only {plain}")
     count = config.get("num_train_timesteps", 1000)
     if not isinstance(count, int) or count < 2:
         raise CheckpointError(f"{folder}: num_train_timesteps {count!r} is not allowed: a whole number from 2 on")
