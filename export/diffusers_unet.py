@@ -6,6 +6,7 @@ context; the sizes that its `time_ids` state are those of the bundle's images.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ PREDICTIONS = ("epsilon", "v_prediction", "sample")
 LEAST = 2.0**-24
 # Their tables, where they have any, are not of DDPM's betas alone.
 OTHER_SCHEDULES = ("EDM", "FlowMatch", "CogVideoX", "IPNDM")
+BY_COSINE = ("squaredcos_cap_v2", "laplace")  # beta_start and beta_end play no part in these
 SIZES = 6  # of time_ids: original height and width, crop's top and left, target's height and width
 
 
@@ -103,6 +105,27 @@ def pooled_rows(config: Any) -> int:
     return -(-pooled_width(config) // config.cross_attention_dim)
 
 
+def _check_schedule(folder: Path, config: Mapping[str, Any]) -> None:
+    """CheckpointError for a scheduler's configuration whose table is not of DDPM's betas, or that does not say it."""
+    name = str(config.get("_class_name", ""))
+    trained = config.get("trained_betas") is not None
+    if name.startswith(OTHER_SCHEDULES) or not ("beta_schedule" in config or trained):
+        raise CheckpointError(f"{folder}: {name or 'it'} has no table of betas, which the method needs")
+    for field, plain in (("timestep_type", "discrete"), ("use_flow_sigmas", False)):
+        if (config.get(field) or plain) != plain:
+            raise CheckpointError(f"{folder}: {field} {config[field]!r} is not supported, only {plain}")
+    for field in ("beta_start", "beta_end"):  # whose defaults differ from class to class
+        if not (trained or config.get("beta_schedule") in BY_COSINE or _is_number(config.get(field))):
+            raise CheckpointError(f"{folder}: {field} {config.get(field)!r} is not allowed: a number is wanted")
+    count = config.get("num_train_timesteps", 1000)
+    if not isinstance(count, int) or count < 2:
+        raise CheckpointError(f"{folder}: num_train_timesteps {count!r} is not allowed: a whole number from 2 on")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def load_schedule(folder: Path) -> Any:
     """The noise schedule as a DDPMScheduler, whose table alphas_cumprod is above 0 everywhere. CheckpointError.
 
@@ -111,15 +134,7 @@ def load_schedule(folder: Path) -> Any:
     Stable Diffusion's pipelines have it, and not the scheduler's own 0.
     """
     config = read_json(folder / "scheduler_config.json")
-    name = str(config.get("_class_name", ""))
-    if name.startswith(OTHER_SCHEDULES) or not ("beta_schedule" in config or config.get("trained_betas")):
-        raise CheckpointError(f"{folder}: {name or 'it'} has no table of betas, which the method needs")
-    for field, plain in (("timestep_type", "discrete"), ("use_flow_sigmas", False)):
-        if (config.get(field) or plain) != plain:
-            raise CheckpointError(f"{folder}: {field} {config[field]!r} is not supported, only {plain}")
-    count = config.get("num_train_timesteps", 1000)
-    if not isinstance(count, int) or count < 2:
-        raise CheckpointError(f"{folder}: num_train_timesteps {count!r} is not allowed: a whole number from 2 on")
+    _check_schedule(folder, config)
     try:
         scheduler = DDPMScheduler.from_pretrained(folder)
     except NotImplementedError as error:

@@ -16,8 +16,9 @@ PLAIN = {"_class_name": "DDIMScheduler", "beta_schedule": "scaled_linear", "beta
 
 
 def schedule(folder: Path, **changes: Any) -> Any:
-    """The schedule of Stable Diffusion's configuration with changes."""
-    (folder / "scheduler_config.json").write_text(json.dumps(PLAIN | changes))
+    """The schedule of Stable Diffusion's configuration with changes; None leaves a field out."""
+    config = {name: value for name, value in (PLAIN | changes).items() if value is not None}
+    (folder / "scheduler_config.json").write_text(json.dumps(config))
     return load_schedule(folder)
 
 
@@ -38,3 +39,19 @@ def test_what_is_not_the_methods_schedule_is_refused(tmp_path: Path, changes: di
 
 def test_what_a_sampler_says_of_no_flow_is_taken(tmp_path: Path) -> None:
     schedule(tmp_path, _class_name="EulerDiscreteScheduler", timestep_type="discrete", use_flow_sigmas=False)
+
+
+@pytest.mark.parametrize("name", ["LCMScheduler", "DDPMScheduler"])
+@pytest.mark.parametrize("field", ["beta_start", "beta_end"])
+def test_betas_that_are_not_said_are_not_guessed(tmp_path: Path, name: str, field: str) -> None:
+    """diffusers' own defaults differ: an LCMScheduler's is 0.00085 where a DDPMScheduler's is 0.0001."""
+    for value in (None, "0.02"):
+        with pytest.raises(CheckpointError, match=f"{field} {value!r} is not allowed"):
+            schedule(tmp_path, _class_name=name, **{field: value})
+
+
+def test_betas_that_need_no_ends_are_taken(tmp_path: Path) -> None:
+    ends = {"beta_start": None, "beta_end": None}
+    schedule(tmp_path, beta_schedule="squaredcos_cap_v2", **ends)
+    table = schedule(tmp_path, trained_betas=[0.1, 0.2], num_train_timesteps=2, **ends).alphas_cumprod
+    assert torch.allclose(table, torch.tensor([0.9, 0.72]).double())
