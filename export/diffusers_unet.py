@@ -22,6 +22,7 @@ LEAST = 2.0**-24
 # Their tables, where they have any, are not of DDPM's betas alone.
 OTHER_SCHEDULES = ("EDM", "FlowMatch", "CogVideoX", "IPNDM")
 BY_COSINE = ("squaredcos_cap_v2", "laplace")  # beta_start and beta_end play no part in these
+LARGEST_OFFSET = 1_000_000  # that the engine takes
 SIZES = 6  # of time_ids: original height and width, crop's top and left, target's height and width
 
 
@@ -120,6 +121,11 @@ def _check_schedule(folder: Path, config: Mapping[str, Any]) -> None:
     count = config.get("num_train_timesteps", 1000)
     if not isinstance(count, int) or count < 2:
         raise CheckpointError(f"{folder}: num_train_timesteps {count!r} is not allowed: a whole number from 2 on")
+    offset = config.get("steps_offset", 1)
+    if not isinstance(offset, int) or isinstance(offset, bool) or not 0 <= offset <= LARGEST_OFFSET:
+        raise CheckpointError(
+            f"{folder}: steps_offset {offset!r} is not allowed: a whole number from 0 to {LARGEST_OFFSET}"
+        )
 
 
 def _is_number(value: Any) -> bool:

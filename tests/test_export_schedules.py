@@ -55,3 +55,11 @@ def test_betas_that_need_no_ends_are_taken(tmp_path: Path) -> None:
     schedule(tmp_path, beta_schedule="squaredcos_cap_v2", **ends)
     table = schedule(tmp_path, trained_betas=[0.1, 0.2], num_train_timesteps=2, **ends).alphas_cumprod
     assert torch.allclose(table, torch.tensor([0.9, 0.72]).double())
+
+
+@pytest.mark.parametrize("offset", ["null", "-1", "1.5", "[1]", '"x"', "true", "1000001"])
+def test_an_offset_that_no_bundle_can_hold_is_refused(tmp_path: Path, offset: str) -> None:
+    text = json.dumps(PLAIN)[:-1] + f', "steps_offset": {offset}}}'
+    (tmp_path / "scheduler_config.json").write_text(text)
+    with pytest.raises(CheckpointError, match="steps_offset .* is not allowed: a whole number"):
+        load_schedule(tmp_path)
