@@ -61,5 +61,5 @@ def test_betas_that_need_no_ends_are_taken(tmp_path: Path) -> None:
 def test_an_offset_that_no_bundle_can_hold_is_refused(tmp_path: Path, offset: str) -> None:
     text = json.dumps(PLAIN)[:-1] + f', "steps_offset": {offset}}}'
     (tmp_path / "scheduler_config.json").write_text(text)
-    with pytest.raises(CheckpointError, match="steps_offset .* is not allowed: a whole number"):
+    with pytest.raises(CheckpointError, match=r"steps_offset .* is not allowed: a whole number"):
         load_schedule(tmp_path)
