@@ -132,6 +132,14 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def _is_falling(table: Tensor, betas: Tensor) -> bool:
+    """Whether abar falls at each step from below 1 to 0 at most. Below LEAST, where it is clamped, it may stay."""
+    if table.ndim != 1 or len(table) < 2 or not bool(table.isfinite().all()):
+        return False
+    falls = (table.diff() < 0) | (table[:-1] < LEAST)
+    return bool(LEAST < table[0] < 1 and (betas > 0).all() and (betas <= 1).all() and falls.all())
+
+
 def load_schedule(folder: Path) -> Any:
     """The noise schedule as a DDPMScheduler, whose table alphas_cumprod is above 0 everywhere. CheckpointError.
 
@@ -145,8 +153,13 @@ def load_schedule(folder: Path) -> Any:
         scheduler = DDPMScheduler.from_pretrained(folder)
     except NotImplementedError as error:
         raise CheckpointError(f"{folder}: beta_schedule {config.get('beta_schedule')!r} is not known") from error
+    except Exception as error:  # of a field's type: they raise of every kind
+        raise CheckpointError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     if config.get("rescale_betas_zero_snr") and scheduler.config.prediction_type == "epsilon":
         raise CheckpointError(f"{folder}: rescale_betas_zero_snr is not allowed with prediction_type 'epsilon'")
     scheduler.register_to_config(steps_offset=config.get("steps_offset", 1))
-    scheduler.alphas_cumprod = scheduler.alphas_cumprod.double().clamp(min=LEAST)
+    table = scheduler.alphas_cumprod.double()
+    if not _is_falling(table, scheduler.betas):
+        raise CheckpointError(f"{folder}: its betas are not allowed: abar must fall at each step, from below 1 to 0")
+    scheduler.alphas_cumprod = table.clamp(min=LEAST)
     return scheduler

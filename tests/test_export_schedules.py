@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 from rlsd.export import CheckpointError  # noqa: E402
-from rlsd.export.diffusers_unet import load_schedule  # noqa: E402
+from rlsd.export.diffusers_unet import LEAST, load_schedule  # noqa: E402
 
 PLAIN = {"_class_name": "DDIMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
@@ -63,3 +63,39 @@ def test_an_offset_that_no_bundle_can_hold_is_refused(tmp_path: Path, offset: st
     (tmp_path / "scheduler_config.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"steps_offset .* is not allowed: a whole number"):
         load_schedule(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 2.0},
+        {"beta_start": 0},
+        {"beta_start": 1.5},
+        {"beta_start": 0.01, "beta_end": -0.02, "beta_schedule": "linear"},
+        {"trained_betas": [1, 2, 3]},
+        {"trained_betas": [1.0, 0.5]},
+        {"trained_betas": []},
+        {"trained_betas": 0.1},
+        {"trained_betas": [[0.1, 0.2], [0.1, 0.2]]},
+        {"trained_betas": [0.1, 1.2, 0.3]},
+        {"trained_betas": [0.1, 0.0, 0.3]},
+        {"trained_betas": [0.1, float("nan")]},
+    ],
+)
+def test_betas_that_give_no_table_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match="its betas are not allowed"):
+        schedule(tmp_path, **changes)
+
+
+def test_betas_of_another_type_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        schedule(tmp_path, trained_betas="many")
+
+
+@pytest.mark.parametrize("kind", ["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"])
+@pytest.mark.parametrize("count, rescaled", [(1000, False), (1000, True), (20000, False)])
+def test_every_table_of_diffusers_is_taken(tmp_path: Path, kind: str, count: int, rescaled: bool) -> None:
+    """Also one that becomes 0 in float32 long before its end."""
+    changes = {"rescale_betas_zero_snr": rescaled, "prediction_type": "v_prediction", "num_train_timesteps": count}
+    table = schedule(tmp_path, beta_schedule=kind, **changes).alphas_cumprod
+    assert len(table) == count and table[0] < 1 and table[-1] >= LEAST and (table.diff() <= 0).all()
