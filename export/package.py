@@ -180,12 +180,14 @@ class Packer(OperatorGraphs):
         return copy.deepcopy(module, {id(each): self._rounded_weight(each) for each in found})
 
     def _rounded_weight(self, weight: Tensor) -> Tensor:
+        """Of parameters only: buffers are constants, such as an abar so near to 1 that a half would be 1."""
         value = weight.detach()
+        learned = isinstance(weight, nn.Parameter)
         if value.is_floating_point():
             value = value.float()
-            halved = value.half().float() if self.precision == "fp16" else value
+            halved = value.half().float() if self.precision == "fp16" and learned else value
             value = value if torch.equal(halved, value) else halved
-        return nn.Parameter(value, requires_grad=False) if isinstance(weight, nn.Parameter) else value
+        return nn.Parameter(value, requires_grad=False) if learned else value
 
     def _forward(self, name: str, module: nn.Module, args: Sequence[Tensor], names: Sequence[str], output: str) -> None:
         module = self._rounded(module)
