@@ -98,10 +98,11 @@ def load(
     latent, image = shapes(unet.config, vae.config, size)
     extractor = features or (checkpoint / "features" if (checkpoint / "features").is_dir() else None)
     rows = pooled_rows(unet.config)
-    null, contexts = load_contexts(checkpoint, unet.config.cross_attention_dim, rows, prompts or {}, halves)
+    pooled = pooled_width(unet.config)
+    null, contexts = load_contexts(checkpoint, unet.config.cross_attention_dim, pooled, prompts or {}, halves)
     phi = load_features(extractor, image) if extractor else None
     head, classes = class_head(phi, list(contexts))
-    noise = PooledText(unet, image[1:], pooled_width(unet.config), rows) if rows else unet
+    noise = PooledText(unet, image[1:], pooled, rows) if rows else unet
     return Networks(
         denoiser=Denoiser(noise, scheduler.alphas_cumprod, scheduler.config.prediction_type),
         decoder=Decoder(vae),

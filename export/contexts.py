@@ -92,10 +92,11 @@ def with_pooled(text: Tensor, pooled: Tensor) -> Tensor:
 
 
 def load_contexts(
-    checkpoint: Path, width: int, rows: int, prompts: Mapping[str, str], halves: bool = False
+    checkpoint: Path, width: int, pooled: int, prompts: Mapping[str, str], halves: bool = False
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The null context [L + rows, width] and named ones: a table of class embeddings, or prompts that are encoded.
+    """The null context [L + R, width] and named ones: a table of class embeddings, or prompts that are encoded.
 
+    pooled: how many values of a pooled embedding, in R rows, the UNet takes.
     A checkpoint that brings neither a table nor a text encoder has zeros for a null context, and no prompts.
     """
     for name in prompts:
@@ -112,12 +113,13 @@ def load_contexts(
         named = dict(zip(described["names"], rows_of))
         return named.pop(described["names"][described["null"]]), named
     if not has_text:
-        return torch.zeros(TOKENS + rows, width), {}
+        return torch.zeros(TOKENS + -(-pooled // width), width), {}
     encoder = TextEncoder(checkpoint, halves)
     null = encoder.null()
-    if null.shape[1] != width or encoder.pooled != (rows > 0):
+    given = encoder.parts[-1][1].config.projection_dim if encoder.pooled else 0
+    if null.shape[1] != width or given != pooled:
         raise CheckpointError(
-            f"checkpoint {checkpoint}: its text encoders give contexts {list(null.shape)}, "
-            f"which its UNet (width {width}, {'with' if rows else 'without'} a pooled embedding) does not take"
+            f"checkpoint {checkpoint}: its text encoders give contexts of width {null.shape[1]} and {given} pooled "
+            f"values, its UNet takes a width of {width} and {pooled} pooled values"
         )
     return null, {name: encoder.encode(prompt) for name, prompt in prompts.items()}

@@ -95,10 +95,16 @@ def load_unet(folder: Path, halves: bool = False) -> Any:
 
 
 def pooled_width(config: Any) -> int:
-    """Length of the pooled text embedding that a UNet takes beside the context; 0 for none."""
+    """Length of the pooled text embedding that a UNet takes beside the context; 0 for none. CheckpointError."""
     if config.addition_embed_type is None:
         return 0
-    return config.projection_class_embeddings_input_dim - SIZES * config.addition_time_embed_dim
+    width = config.projection_class_embeddings_input_dim - SIZES * config.addition_time_embed_dim
+    if width < 1:
+        raise CheckpointError(
+            f"projection_class_embeddings_input_dim {config.projection_class_embeddings_input_dim} leaves no room for "
+            f"a pooled embedding beside {SIZES} sizes of {config.addition_time_embed_dim} values"
+        )
+    return width
 
 
 def pooled_rows(config: Any) -> int:

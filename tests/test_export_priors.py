@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from rlsd.engine import Engine, Job, Params  # noqa: E402
 from rlsd.export import CheckpointError, export_checkpoint  # noqa: E402
 from rlsd.export.checkpoint import load  # noqa: E402
 from rlsd.export.contexts import TextEncoder  # noqa: E402
-from rlsd.export.diffusers_unet import LEAST, load_schedule, load_unet  # noqa: E402
+from rlsd.export.diffusers_unet import LEAST, load_schedule, load_unet, pooled_width  # noqa: E402
 from rlsd.export.diffusers_vae import Decoder, load_vae  # noqa: E402
 from rlsd.export.layout import missing_parts  # noqa: E402
 
@@ -123,6 +124,21 @@ def test_xl_says_its_own_size_and_reads_the_pooled_rows(tmp_path: Path) -> None:
         assert torch.equal(small.denoiser(z, t, padding), base)
         assert not torch.allclose(small.denoiser(z, t, other), base)
         assert not torch.allclose(large.denoiser(z, t, context), base)
+
+
+@pytest.mark.parametrize("pooled", [32, 48])
+def test_xl_takes_as_many_pooled_values_as_its_encoder_gives(tmp_path: Path, pooled: int) -> None:
+    """Not fewer, which would cut them, and not more, which would be zeros."""
+    pipeline = checkpoints.diffusion_xl(tmp_path / "xl")
+    config = {**pipeline.unet.config, "projection_class_embeddings_input_dim": 6 * 8 + pooled}
+    type(pipeline.unet).from_config(config).save_pretrained(tmp_path / "xl" / "unet")
+    with pytest.raises(CheckpointError, match=f"and 40 pooled values, its UNet takes .* and {pooled} pooled values"):
+        load(tmp_path / "xl", (64, 64), ["hdr"], None)
+    none = SimpleNamespace(
+        addition_embed_type="text_time", projection_class_embeddings_input_dim=48, addition_time_embed_dim=8
+    )
+    with pytest.raises(CheckpointError, match="leaves no room for a pooled embedding"):
+        pooled_width(none)
 
 
 def test_xl_for_cuda_keeps_what_halves_cannot_hold_in_float32(tmp_path: Path) -> None:
