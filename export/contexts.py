@@ -66,7 +66,7 @@ class TextEncoder:
         if count > length:
             raise CheckpointError(f"prompt {prompt!r} has {count - 2} tokens; the text encoder takes {length - 2}")
         tokens = tokenizer(prompt, padding="max_length", max_length=length, return_tensors="pt")
-        masked = getattr(encoder.config, "use_attention_mask", False)
+        masked = not self.pooled and getattr(encoder.config, "use_attention_mask", False)
         given = {"attention_mask": tokens.attention_mask} if masked else {}
         return encoder(tokens.input_ids, output_hidden_states=True, **given)
 
