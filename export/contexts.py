@@ -44,6 +44,9 @@ class TextEncoder:
             if last >= count:
                 raise CheckpointError(f"tokenizer{suffix} of {checkpoint} has token {last}, its encoder only {count}")
             self.parts.append((tokenizer, encoder))
+        lengths = [_length(*part) for part in self.parts]
+        if len(set(lengths)) > 1:
+            raise CheckpointError(f"the text encoders of {checkpoint} take {lengths[0]} and {lengths[1]} tokens")
         self.zeros = self.pooled and read_index(checkpoint).get("force_zeros_for_empty_prompt", True)
 
     @torch.no_grad()
@@ -61,7 +64,7 @@ class TextEncoder:
         return torch.zeros_like(empty) if self.zeros else empty
 
     def _encoded(self, tokenizer: Any, encoder: Any, prompt: str) -> Any:
-        length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+        length = _length(tokenizer, encoder)
         count = len(tokenizer(prompt).input_ids)
         if count > length:
             raise CheckpointError(f"prompt {prompt!r} has {count - 2} tokens; the text encoder takes {length - 2}")
@@ -69,6 +72,11 @@ class TextEncoder:
         masked = not self.pooled and getattr(encoder.config, "use_attention_mask", False)
         given = {"attention_mask": tokens.attention_mask} if masked else {}
         return encoder(tokens.input_ids, output_hidden_states=True, **given)
+
+
+def _length(tokenizer: Any, encoder: Any) -> int:
+    """How many tokens a text encoder takes, those of begin and end among them."""
+    return min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
 
 
 def _tokenizer(folder: Path) -> Any:

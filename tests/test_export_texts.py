@@ -11,6 +11,7 @@ import checkpoints  # noqa: E402
 from diffusers import StableDiffusionXLPipeline  # noqa: E402
 from transformers import CLIPTextModel  # noqa: E402
 
+from rlsd.export import CheckpointError  # noqa: E402
 from rlsd.export.contexts import TextEncoder  # noqa: E402
 
 
@@ -24,3 +25,11 @@ def test_xl_sees_what_fills_a_prompt_up_whatever_its_encoder_says(tmp_path: Path
         want = pipeline.encode_prompt("a red cat", device="cpu", do_classifier_free_guidance=False)[0][0]
     got = TextEncoder(tmp_path / "xl").encode("a red cat")
     assert torch.allclose(got[: len(want)], want, atol=1e-5)
+
+
+def test_xls_encoders_take_equally_many_tokens(tmp_path: Path) -> None:
+    checkpoints.diffusion_xl(tmp_path / "xl")
+    config = checkpoints.text_config(num_hidden_layers=3, max_position_embeddings=40)
+    CLIPTextModel(config).save_pretrained(tmp_path / "xl" / "text_encoder")
+    with pytest.raises(CheckpointError, match="take 40 and 77 tokens"):
+        TextEncoder(tmp_path / "xl")
