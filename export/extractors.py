@@ -98,13 +98,36 @@ def load_features(folder: Path, image: Sequence[int]) -> nn.Module:
     from transformers import AutoConfig, AutoModel
     from transformers.utils import logging
 
-    settings = folder / "preprocessor_config.json"
-    known = read_json(settings) if settings.is_file() else {}
-    steps = preprocessing(folder, known, image, AutoConfig.for_model(kind).to_dict() | config)
+    steps = preprocessing(folder, read_settings(folder, kind), image, AutoConfig.for_model(kind).to_dict() | config)
     logging.disable_progress_bar()
     extra = {"add_pooling_layer": False} if kind == "vit" else {}
     model = load_network(AutoModel, folder, attn_implementation="sdpa", **extra)
     return ClassToken(model, image, steps)
+
+
+def read_settings(folder: Path, kind: str) -> dict[str, Any]:
+    """What preprocessor_config.json says; empty without one. CheckpointError if it leaves out what it makes use of.
+
+    The defaults are those of a processor's class and differ from one to the other; Bit's takes a size that is a number
+    for the shortest edge.
+    """
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        return {}
+    known = read_json(path)
+    name = (
+        known.get("image_processor_type") or known.get("feature_extractor_type") or ("ViT" if kind == "vit" else "Bit")
+    )
+    bit = str(name).startswith("Bit")
+    needed = ["size", "resample"] if known.get("do_resize", True) else []
+    needed += ["image_mean", "image_std"] if known.get("do_normalize", True) else []
+    needed += ["do_center_crop"] if bit else []
+    for field in needed:
+        if field not in known:
+            raise CheckpointError(f"features {folder}: preprocessor_config.json does not say {field}")
+    if bit and isinstance(known.get("size"), int):
+        known["size"] = {"shortest_edge": known["size"]}
+    return known
 
 
 def preprocessing(

@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate  # noqa: E402
 
 from rlsd.engine import Engine, Job, Params  # noqa: E402
 from rlsd.export import CheckpointError, Networks, package  # noqa: E402
-from rlsd.export.extractors import Preprocessing, load_features, preprocessing, resizing  # noqa: E402
+from rlsd.export.extractors import Preprocessing, load_features, preprocessing, read_settings, resizing  # noqa: E402
 from rlsd.export.operators import operators  # noqa: E402
 
 KINDS = ("vit", "dinov2", "dinov2_with_registers")
@@ -134,6 +134,40 @@ def test_preprocessing_that_is_not_possible_is_said(tmp_path: Path, changes: dic
     settings = json.loads((tmp_path / "preprocessor_config.json").read_text()) | changes
     with pytest.raises(CheckpointError, match=why):
         preprocessing(tmp_path, settings, (3, 40, 60), {"patch_size": 14, "image_size": 518})
+
+
+@pytest.mark.parametrize(
+    "kind, field",
+    [
+        ("vit", "size"),
+        ("vit", "resample"),
+        ("vit", "image_mean"),
+        ("dinov2", "image_std"),
+        ("dinov2", "do_center_crop"),
+    ],
+)
+def test_what_a_processors_class_would_decide_must_be_said(tmp_path: Path, kind: str, field: str) -> None:
+    checkpoints.dino(tmp_path, kind)
+    path = tmp_path / "preprocessor_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in settings.items() if name != field}))
+    with pytest.raises(CheckpointError, match=f"preprocessor_config.json does not say {field}"):
+        load_features(tmp_path, (3, 40, 60))
+    path.write_text('{"do_resize": false, "do_normalize": false, "do_center_crop": false}')
+    assert read_settings(tmp_path, kind)["do_resize"] is False  # nothing else is used
+
+
+def test_a_number_is_the_shortest_edge_for_bits_processor(tmp_path: Path) -> None:
+    said = {"resample": 3, "size": 224, "do_normalize": False, "do_center_crop": True, "crop_size": 224}
+    for kind, name, size in (
+        ("dinov2", None, {"shortest_edge": 224}),
+        ("vit", "BitImageProcessor", {"shortest_edge": 224}),
+        ("dinov2", "ViTImageProcessor", 224),
+        ("vit", None, 224),
+    ):
+        named = {"image_processor_type": name} if name else {}
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(said | named))
+        assert read_settings(tmp_path, kind)["size"] == size
 
 
 def test_a_patch_size_that_is_not_said_is_the_models_own(tmp_path: Path) -> None:
