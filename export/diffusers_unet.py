@@ -14,7 +14,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
-from rlsd.export.layout import CheckpointError, load_network, read_json
+from rlsd.export.layout import CheckpointError, is_number, load_network, read_json
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 # The least abar: where a schedule ends at no signal at all, its last value. diffusers' samplers take the same.
@@ -122,7 +122,7 @@ def _check_schedule(folder: Path, config: Mapping[str, Any]) -> None:
         if (config.get(field) or plain) != plain:
             raise CheckpointError(f"{folder}: {field} {config[field]!r} is not supported, only {plain}")
     for field in ("beta_start", "beta_end"):  # whose defaults differ from class to class
-        if not (trained or config.get("beta_schedule") in BY_COSINE or _is_number(config.get(field))):
+        if not (trained or config.get("beta_schedule") in BY_COSINE or is_number(config.get(field))):
             raise CheckpointError(f"{folder}: {field} {config.get(field)!r} is not allowed: a number is wanted")
     count = config.get("num_train_timesteps", 1000)
     if not isinstance(count, int) or count < 2:
@@ -132,10 +132,6 @@ def _check_schedule(folder: Path, config: Mapping[str, Any]) -> None:
         raise CheckpointError(
             f"{folder}: steps_offset {offset!r} is not allowed: a whole number from 0 to {LARGEST_OFFSET}"
         )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _is_falling(table: Tensor, betas: Tensor) -> bool:

@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from rlsd.export.layout import CheckpointError, load_network, read_json
+from rlsd.export.layout import CheckpointError, is_number, load_network, read_json
 
 
 class Decoder(nn.Module):
@@ -40,7 +40,14 @@ def load_vae(folder: Path, halves: bool = False) -> Any:
         raise CheckpointError(
             f"{folder}: latents_mean and latents_std must be given both or neither, and not together with shift_factor"
         )
+    factor, shift = config.get("scaling_factor", 0.18215), config.get("shift_factor")
+    if not is_number(factor) or factor == 0:
+        raise CheckpointError(f"{folder}: scaling_factor {factor!r} is not allowed: a number other than 0")
+    if shift is not None and not is_number(shift):
+        raise CheckpointError(f"{folder}: shift_factor {shift!r} is not allowed: a number")
     for field, values in (("latents_mean", mean), ("latents_std", std)):
+        if values is not None and not (isinstance(values, list) and all(map(is_number, values))):
+            raise CheckpointError(f"{folder}: {field} {values!r} is not allowed: a list of numbers")
         if values is not None and len(values) != config.get("latent_channels", 4):
             raise CheckpointError(
                 f"{folder}: {field} has {len(values)} values for {config.get('latent_channels', 4)} channels"

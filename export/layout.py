@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,6 +37,11 @@ def read_json(path: Path) -> dict:
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} is not a JSON object")
     return found
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a configuration is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def read_index(checkpoint: Path) -> dict:
