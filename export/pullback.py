@@ -233,6 +233,7 @@ def _decompositions() -> dict:
             aten.hardtanh_backward,
             aten.leaky_relu_backward,
             aten.elu_backward,
+            aten.mish_backward,
             aten.select_backward,
             aten.slice_backward,
             aten.upsample_nearest2d,

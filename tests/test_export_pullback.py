@@ -7,6 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
+from rlsd.export.onnx_graph import to_onnx  # noqa: E402
 from rlsd.export.pullback import split  # noqa: E402
 from rlsd.export.trace import REWRITES, phase_kernels, to_aten  # noqa: E402
 
@@ -48,6 +49,7 @@ MODULES = {
     ),
     "halved, odd": (nn.Conv2d(3, 5, 3, stride=2, padding=1), (3, 7, 12)),
     "attention": (nn.Sequential(Attention(), Attention()), (7, 12)),
+    "mish": (nn.Sequential(nn.Conv2d(3, 4, 1), nn.Mish()), (3, 5, 4)),
     "linear map": (nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), (3, 4)),
 }
 
@@ -71,6 +73,17 @@ def test_split_agrees_with_autograd(name, batch, rewrites):
     (pulled,) = parts.pull(cotangent, *(named[n] for n in parts.pull_inputs))
     assert (got - y).norm() <= 2e-6 * y.norm()
     assert (pulled - want).norm() <= 4e-6 * want.norm()
+
+
+@pytest.mark.parametrize("activation", [nn.Mish(), nn.SiLU(), nn.GELU(), nn.ReLU()], ids=str)
+def test_the_pull_back_of_a_vaes_activations_has_a_form_in_onnx(activation):
+    x = torch.randn(1, 3, 4, 5)
+    parts = split(to_aten(activation, (x,)), [x], ["x"])
+    given = [
+        torch.randn(x.shape),
+        *({"x": x, **dict(zip(parts.kept, parts.kept_values))}[n] for n in parts.pull_inputs),
+    ]
+    to_onnx(parts.pull, given, ["cotangent", *parts.pull_inputs], ["x_cotangent"])
 
 
 def test_forward_is_evaluated_once():
