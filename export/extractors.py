@@ -98,7 +98,11 @@ def load_features(folder: Path, image: Sequence[int]) -> nn.Module:
     from transformers import AutoConfig, AutoModel
     from transformers.utils import logging
 
-    steps = preprocessing(folder, read_settings(folder, kind), image, AutoConfig.for_model(kind).to_dict() | config)
+    config = AutoConfig.for_model(kind).to_dict() | config
+    for field in ("image_size", "patch_size"):
+        if not isinstance(config[field], int) or config[field] < 1:
+            raise CheckpointError(f"features {folder}: {field} {config[field]!r} is not supported: one whole number")
+    steps = preprocessing(folder, read_settings(folder, kind), image, config)
     logging.disable_progress_bar()
     extra = {"add_pooling_layer": False} if kind == "vit" else {}
     model = load_network(AutoModel, folder, attn_implementation="sdpa", **extra)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,15 @@ def test_a_patch_size_that_is_not_said_is_the_models_own(tmp_path: Path) -> None
     del config["patch_size"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert load_features(tmp_path, (3, 40, 60))(torch.zeros(1, 3, 40, 60)).shape == (1, 24)
+
+
+@pytest.mark.parametrize("field, value", [("image_size", [32, 64]), ("patch_size", [16, 16]), ("patch_size", 0)])
+def test_a_transformer_is_made_for_squares(tmp_path: Path, field: str, value: Any) -> None:
+    checkpoints.dino(tmp_path, "vit")
+    config = json.loads((tmp_path / "config.json").read_text()) | {field: value}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=rf"{field} {re.escape(str(value))} is not supported"):
+        load_features(tmp_path, (3, 40, 60))
 
 
 def test_a_repositorys_name_is_no_folder() -> None:
