@@ -130,6 +130,8 @@ def shapes(unet: Any, vae: Any, size: tuple[int, int] | None) -> tuple[tuple[int
     if size is None and unet.sample_size is None:
         raise CheckpointError("the UNet's config.json names no sample_size: give --size")
     own = unet.sample_size if isinstance(unet.sample_size, (list, tuple)) else (unet.sample_size,) * 2
+    if not size and (len(own) != 2 or not all(isinstance(side, int) and side > 0 for side in own)):
+        raise CheckpointError(f"the UNet's sample_size {unet.sample_size!r} is not allowed: a whole number or two")
     height, width = size or (own[0] * factor, own[1] * factor)
     unit = factor * 2 ** (len(unet.block_out_channels) - 1)
     if height % unit or width % unit or not height or not width:

@@ -14,7 +14,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
-from rlsd.export.layout import CheckpointError, is_number, load_network, read_json
+from rlsd.export.layout import CheckpointError, cannot_load, is_number, load_network, read_json
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 # The least abar: where a schedule ends at no signal at all, its last value. diffusers' samplers take the same.
@@ -156,7 +156,7 @@ def load_schedule(folder: Path) -> Any:
     except NotImplementedError as error:
         raise CheckpointError(f"{folder}: beta_schedule {config.get('beta_schedule')!r} is not known") from error
     except Exception as error:  # of a field's type: they raise of every kind
-        raise CheckpointError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+        raise CheckpointError(cannot_load(folder, error)) from error
     if config.get("rescale_betas_zero_snr") and scheduler.config.prediction_type == "epsilon":
         raise CheckpointError(f"{folder}: rescale_betas_zero_snr is not allowed with prediction_type 'epsilon'")
     scheduler.register_to_config(steps_offset=config.get("steps_offset", 1))

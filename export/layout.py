@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 NETWORKS = {
     "unet": "diffusion_pytorch_model",
@@ -77,6 +76,14 @@ def variant_of(files: set[str], stem: str, halves: bool) -> str | None:
     return None
 
 
+def cannot_load(folder: Path, error: Exception) -> str:
+    """That a folder cannot be loaded, and why in one line."""
+    said = " ".join(str(error).split())[:300]
+    if not isinstance(error, (OSError, RuntimeError, ValueError)):  # what these say is a sentence
+        said = f"{type(error).__name__}: {said}"
+    return f"{folder} cannot be loaded: {said}"
+
+
 def load_network(kind: Any, folder: Path, halves: bool = False, **given: Any) -> Any:
     """kind.from_pretrained of the folder's safetensors, float32, eval. CheckpointError unless every weight is there.
 
@@ -90,9 +97,10 @@ def load_network(kind: Any, folder: Path, halves: bool = False, **given: Any) ->
             folder, use_safetensors=True, variant=variant, local_files_only=True, output_loading_info=True,
             **{precision: torch.float32}, **given,
         )  # fmt: skip
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        said = " ".join(str(error).split())
-        raise CheckpointError(f"{folder} cannot be loaded: {said[:300]}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # a config.json's values of wrong types raise of every kind
+        raise CheckpointError(cannot_load(folder, error)) from error
     more = () if stem == "model" else ("unexpected_keys",)  # transformers reads CLIP's text half of a whole CLIP
     for problem in ("missing_keys", "mismatched_keys", *more):
         if told.get(problem):

@@ -116,6 +116,11 @@ def test_a_unet_of_other_latents_and_sizes_between_are_refused() -> None:
     assert shapes(unet, vae, None) == ((4, 8, 8), (3, 16, 16))
     oblong = SimpleNamespace(in_channels=4, sample_size=[8, 12], block_out_channels=(8, 8))
     assert shapes(oblong, vae, None) == ((4, 8, 12), (3, 16, 24))
+    for wrong in ([], [8], {}, "x", 1.5, 0):
+        odd = SimpleNamespace(in_channels=4, sample_size=wrong, block_out_channels=(8, 8))
+        assert shapes(odd, vae, (16, 16)) == ((4, 8, 8), (3, 16, 16))
+        with pytest.raises(CheckpointError, match=r"sample_size .* is not allowed: a whole number or two"):
+            shapes(odd, vae, None)
     with pytest.raises(CheckpointError, match="takes 4 channels, the VAE's latents have 16"):
         shapes(unet, other, None)
     for size in ((16, 18), (18, 16), (16, 0)):
