@@ -32,7 +32,7 @@ from rlsd.export.fused_sums import fuse_pulled_phases, fuse_pulled_sums
 from rlsd.export.limits import check_norms
 from rlsd.export.lower import lower
 from rlsd.export.onnx_graph import to_onnx
-from rlsd.export.package import VERSION, Networks, Packer, check_batches, example_context, write_facts
+from rlsd.export.package import VERSION, Networks, Packer, check_batches, check_noise, example_context, write_facts
 from rlsd.export.precompute import precompute
 from rlsd.export.pullback import RECOMPUTED_ON_CUDA, Split, split
 from rlsd.export.tabulate import tabulate
@@ -130,6 +130,7 @@ class CudaPacker:
         example = inputs(2, small)
         with torch.no_grad(), plain_attention():
             want = module(*example)
+        check_noise(want, example[0])
         halved = module.half()
         context, graph = self._trace_denoiser(halved, example)
         known = dict(zip(["z_t", "t", "context"], example))

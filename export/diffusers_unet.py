@@ -91,6 +91,10 @@ def load_unet(folder: Path, halves: bool = False) -> Any:
             f"{folder}: the UNet maps {into} channels to {out}; "
             "one made for inpainting or editing cannot be exported, its text-to-image original can"
         )
+    for field in ("conv_in_kernel", "conv_out_kernel"):
+        side = config.get(field, 3)
+        if not isinstance(side, int) or side % 2 != 1:
+            raise CheckpointError(f"{folder}: {field} {side!r} is not supported, only an odd number: it keeps the size")
     return load_network(UNet2DConditionModel, folder, halves, low_cpu_mem_usage=False)
 
 

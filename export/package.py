@@ -68,7 +68,8 @@ def package(
     batches: every graph is made once for each of these numbers of samples; the engine chooses. precision "fp16"
     rounds the weights to halves (the CPU computes in float32 all the same). without: which of
     rlsd.export.trace.SAVINGS to leave out, to see what they bring; the results stay the same.
-    Raises check.CheckError when a graph does not agree with its module.
+    Raises check.CheckError when a graph does not agree with its module, ValueError when the denoiser's noise
+    is not like z_t.
     """
     if precision not in ("fp32", "fp16"):
         raise ValueError(f"precision {precision!r} is not allowed: fp32 or fp16")
@@ -90,6 +91,12 @@ def example_context(null: Tensor, batch: int) -> Tensor:
     """[batch, *context] to trace and check with: the null context, or random numbers where that says nothing: zeros."""
     shape = (batch, *null.shape)
     return null.float().expand(shape) if null.any() else torch.randn(shape)
+
+
+def check_noise(eps: Tensor, z: Tensor) -> None:
+    """Raises ValueError unless the denoiser's noise has the shape of its latents."""
+    if eps.shape != z.shape:
+        raise ValueError(f"the denoiser gives {list(eps.shape)} for latents {list(z.shape)}: the same is wanted")
 
 
 def check_batches(batches: Sequence[int]) -> None:
@@ -196,6 +203,8 @@ class Packer(OperatorGraphs):
             tabulate(graph, names.index("t"), len(self.networks.alphas_cumprod), self.tables)
         model = to_onnx(graph, args, names, [output])
         want = check.float64(module)(*check.doubled(args))
+        if output == "eps":
+            check_noise(want, self.z)
         self._add(name, model, dict(zip(names, args)), {output: want})
 
     def _with_pull(self, name: str, module: nn.Module, x: Tensor, source: str, output: str) -> None:

@@ -14,8 +14,9 @@ from torch import nn  # noqa: E402
 from rlsd.export import check  # noqa: E402
 from rlsd.export.bundle import BundleWriter  # noqa: E402
 from rlsd.export.check import float64  # noqa: E402
+from rlsd.export.cuda import package_cuda  # noqa: E402
 from rlsd.export.onnx_graph import to_onnx  # noqa: E402
-from rlsd.export.package import Networks, Packer  # noqa: E402
+from rlsd.export.package import Networks, Packer, package  # noqa: E402
 from rlsd.export.trace import to_aten  # noqa: E402
 
 
@@ -92,3 +93,25 @@ def test_a_number_that_is_not_finite_is_no_small_error() -> None:
     for spoilt in (torch.nan, torch.inf, 1 + 2 * check.LIMIT):
         with pytest.raises(check.CheckError, match="graph f, output y: relative error"):
             check.compare("f", {"y": (want * spoilt).numpy()}, {"y": want})
+
+
+class Shrinks(nn.Module):
+    """Noise of one pixel less than its latents in height and width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 2)
+
+    def forward(self, z_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return self.conv(z_t)
+
+
+@pytest.mark.parametrize("target", ["cpu", "cuda"])
+def test_noise_of_another_size_than_its_latents_is_refused(tmp_path: Path, target: str) -> None:
+    networks = Networks(Shrinks().eval(), nn.Identity(), torch.linspace(0.9, 0.1, 5), (2, 4, 5), (2, 4, 5), {})
+    given = {"name": "check", "batches": [1]}
+    with pytest.raises(ValueError, match=r"the denoiser gives \[\d, 2, 3, 4\] for latents \[\d, 2, 4, 5\]"):
+        if target == "cpu":
+            package(networks, tmp_path / "bundle", **given)
+        else:
+            package_cuda(networks, tmp_path / "bundle", architectures=[], **given)

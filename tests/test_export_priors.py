@@ -241,6 +241,8 @@ def edit(path: Path, **changes: Any) -> None:
         ("vae/config.json", {"_class_name": "AutoencoderTiny"}, "only an AutoencoderKL"),
         ("vae/config.json", {"latents_mean": [0, 0, 0, 0]}, "latents_std"),
         ("vae/config.json", {"latents_mean": [0.0], "latents_std": [1.0]}, "1 values for 4 channels"),
+        ("unet/config.json", {"conv_out_kernel": 4}, "conv_out_kernel 4 is not supported, only an odd number"),
+        ("unet/config.json", {"conv_in_kernel": None}, "conv_in_kernel None is not supported"),
         ("vae/config.json", {"act_fn": None}, "vae cannot be loaded: AttributeError: 'NoneType' object"),
         ("vae/config.json", {"block_out_channels": {}}, "vae cannot be loaded: KeyError"),
         ("unet/config.json", {"up_block_types": 1.5}, "unet cannot be loaded: TypeError: object of type 'float'"),
