@@ -55,8 +55,8 @@ def reconstruct_items(
     none is ready at the moment. report: called after each tick with the particle-steps done so far. submit: the item's
     handle, by default of item.job(); None drops the item. watch: called after each tick with what is under way, when
     the engine is at rest. An item that fails with a `tolerated` status (a state that became NaN, say) is yielded with
-    its error and the others go on; every other error is raised. An error, or closing the
-    generator, drops what is under way; KeyboardInterrupt stops the engine within a tick.
+    its error and the others go on; every other error is raised. An error, or closing the generator, drops what is
+    under way; KeyboardInterrupt stops the engine within a tick.
     """
     source, waiting = iter(items), True
     pending: list[tuple[Item, Any]] = []

@@ -54,7 +54,7 @@ def run_plans(
     lpips: the perceptual distance, for the figures. reconstruct: with the arguments and the results of
     `reconstruct_items`. share: of the particles that this engine has, of several that work together. Nothing is
     written before every input has been read once and found good; one that cannot be read any more when its turn comes
-    is among the report's `failed`. Raises InputError, RlsdError, OSError.
+    is among the report's `failed`, or with another `reconstruct` is raised. Raises InputError, RlsdError, OSError.
     """
     names = [source.name for plan in plans for source in plan.sources]
     if not names:
@@ -71,7 +71,8 @@ def run_plans(
     records: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
     with folder, progress(sum(plan.particle_steps() for plan in plans), console) as report:
-        items = chain.from_iterable(load_items(engine, plan, failed) for plan in plans)
+        unread = failed if reconstruct is reconstruct_items else None  # other processes would wait for an item in vain
+        items = chain.from_iterable(load_items(engine, plan, unread) for plan in plans)
         with closing(reconstruct(engine, items, report=report)) as outcomes:
             for outcome in outcomes:
                 if outcome.error is not None:
