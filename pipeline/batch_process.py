@@ -1,6 +1,7 @@
 """A worker of a batch as a process of its own: started by batch_pool, with which it talks through a socket.
 
-The socket's number is its one argument. It inherits the output folder's lock, and ends at once when the process that leads the batch does.
+The socket's number is its one argument. It inherits the output folder's lock, and ends at once when the process that
+leads the batch does.
 """
 
 from __future__ import annotations

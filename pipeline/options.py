@@ -36,7 +36,11 @@ Operator = Annotated[
 Inputs = Annotated[
     list[Path],
     _option(
-        None, "Images (or measurements, with --measured): PNG, JPEG, TIFF or NPY.", "--input", "-i", metavar="FILE..."
+        None,
+        "Images (or measurements, with --measured): PNG, JPEG, TIFF or NPY; floating-point ones in [-1, 1].",
+        "--input",
+        "-i",
+        metavar="FILE...",
     ),
 ]
 BatchInputs = Annotated[
