@@ -13,20 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-pytest.importorskip("onnx")
 from bundle_factory import write_bundle
+from engine_case import NETS, PARAMS, bundle_fixture  # noqa: F401
 from tiny import make_job, make_nets
 
 from rlsd.engine import Engine, Params, RlsdError, Status, native
-
-NETS = make_nets()
-PARAMS = Params(steps=21, gamma=3.0, lr_x=0.05, lr_z=0.05)
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    return write_bundle(tmp_path_factory.mktemp("tiny") / "bundle", NETS, 3)
 
 
 def poisoned(tmp_path, value, t=51, batch=3):

@@ -5,20 +5,10 @@ import time
 
 import numpy as np
 import pytest
+from engine_case import NETS, PARAMS, bundle_fixture  # noqa: F401
+from tiny import make_job
 
-pytest.importorskip("onnx")
-from bundle_factory import write_bundle
-from tiny import make_job, make_nets
-
-from rlsd.engine import Engine, Params, RlsdError, Status
-
-NETS = make_nets()
-PARAMS = Params(steps=21, gamma=3.0, lr_x=0.05, lr_z=0.05)
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    return write_bundle(tmp_path_factory.mktemp("tiny") / "bundle", NETS, 3)
+from rlsd.engine import Engine, RlsdError, Status
 
 
 @pytest.mark.parametrize("where", ["progress", "gather"])
