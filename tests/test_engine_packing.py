@@ -140,15 +140,29 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
+def apart(program: str) -> list[int]:
+    """The numbers that a program prints in a process of its own: in another it may find memory that was there."""
+    program = f"import sys; sys.path[:] = {sys.path!r}\nfrom test_engine_packing import *\n{program}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=True)
+    return list(map(int, done.stdout.split()))
+
+
+DONE = """
+jobs = [make_job(NETS, item=i, particles=2000, params=Params(steps=2)) for i in range(30)]
+with Engine(BUNDLE, threads=1, max_particles=2000) as engine:
+    engine.reconstruct(jobs[:1])
+    handles = [engine.submit(job) for job in jobs]
+    before = resident()
+    engine.run()
+    print(resident() - before)
+"""
+
+
 def test_jobs_that_are_done_keep_no_state(tmp_path):
     """Whoever has submitted thousands of them may keep all their handles."""
-    jobs = [make_job(NETS, item=i, particles=2000, params=Params(steps=2)) for i in range(30)]
-    with Engine(write_bundle(tmp_path / "bundle", NETS, 64), threads=1, max_particles=2000) as engine:
-        engine.reconstruct(jobs[:1])
-        handles = [engine.submit(job) for job in jobs]
-        before = resident()
-        engine.run()
-        assert resident() - before < len(handles) * 2000 * 16 * 4  # a third of their latents and moments
+    path = write_bundle(tmp_path / "bundle", NETS, 64)
+    (grown,) = apart(f"BUNDLE = {str(path)!r}\n{DONE}")
+    assert grown < 30 * 2000 * 16 * 4  # a third of their latents and moments
 
 
 def test_thousands_of_batches_are_packed_at_once(tmp_path):
@@ -162,16 +176,13 @@ def test_thousands_of_batches_are_packed_at_once(tmp_path):
         assert engine.tick() == 0 and all(handle.done for handle in handles[1:])
 
 
-MEMORY = f"""
-import sys; sys.path[:] = {sys.path!r}
-import numpy as np
-from rlsd.engine import Engine, Job, Params
+OPERATORS = """
+from rlsd.engine import Job
 from rlsd.models.fashion import PATH
-from test_engine_packing import resident
 with Engine(PATH / "bundle", threads=1) as engine:
     for name in ("inpainting", "bicubic4", "bicubic8"):
         operator = engine.operators[name]
-        given = {{key: np.ones(shape, np.float32) for key, shape in operator.params.items()}}
+        given = {key: np.ones(shape, np.float32) for key, shape in operator.params.items()}
         y = np.zeros(operator.measurement_shape, np.float32)
         before = resident()
         engine.reconstruct([Job(y, name, given, particles=64, params=Params(steps=2))])
@@ -180,8 +191,6 @@ with Engine(PATH / "bundle", threads=1) as engine:
 
 
 def test_operators_share_the_batches():
-    """Of Stable Diffusion's, each holds gigabytes of activations. In a process of its own: in another the first one may
-    find memory that was there."""
-    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, timeout=300, check=True)
-    grown = list(map(int, done.stdout.split()))
+    """Of Stable Diffusion's, each holds gigabytes of activations."""
+    grown = apart(OPERATORS)
     assert len(grown) == 3 and max(grown[1:]) < grown[0] / 4, grown
