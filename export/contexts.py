@@ -121,7 +121,7 @@ def load_contexts(
         named = dict(zip(described["names"], rows_of))
         return named.pop(described["names"][described["null"]]), named
     if not has_text:
-        return torch.zeros(TOKENS + -(-pooled // width), width), {}
+        return with_pooled(torch.zeros(TOKENS, width), torch.zeros(pooled)), {}
     encoder = TextEncoder(checkpoint, halves)
     null = encoder.null()
     given = encoder.parts[-1][1].config.projection_dim if encoder.pooled else 0

@@ -23,7 +23,6 @@ from rlsd.kernels.repulsion import naive
 
 ETA, TIE = tl.constexpr(naive.ETA), tl.constexpr(naive.TIE)
 MARK = tl.constexpr(-(2.0**-100))  # negative to be found, and too small to count, so that sums need not look for it
-
 IDLE = tl.constexpr(-(2**63))  # the step of a job that is under no repulsion now
 
 
