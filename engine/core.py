@@ -39,7 +39,8 @@ class Engine:
     bundle: the directory that `rlsd export` wrote. device: "cpu" or "cuda:0" and so on, default what the bundle was
     exported for. threads: 0 for `usable_processors()`. max_particles: in flight at once, 0 for 256. onnxruntime: path
     of the library, default the installed wheel's. progress: called after each tick of `run`, or so many seconds apart
-    (progress_interval) and after the last; returning True stops. log: called with each message. Raises RlsdError.
+    (progress_interval) and after the last; returning True stops. log: called with each message. Raises RlsdError,
+    and ValueError for a number of threads or particles that C cannot hold.
 
     What `progress` raises ends a run after its tick, and so does what a signal's handler raises (KeyboardInterrupt),
     which has its turn when `progress` is due or, without one, five times a second: jobs that are not done are
@@ -195,8 +196,7 @@ class Engine:
         for an array of another shape or type, or on a GPU where the engine is not, and for a number that C cannot hold.
         """
         check_numbers(job)
-        n, p = int(job.particles), job.params
-        params = p.struct()
+        n, steps, params = int(job.particles), int(job.params.steps), job.params.struct()
         request = native.RequestStruct()
         check(library().rlsd_request_init(request, c.sizeof(request)))
         y = given_array("y", job.y)
@@ -213,7 +213,7 @@ class Engine:
         request.particles, request.seed, request.item = n, int(job.seed), int(job.item)
         request.out, request.out_count = particles.pointer, particles.size
         request.out_latents, request.out_latents_count = latents.pointer, latents.size
-        trace = np.zeros((p.steps - 1, max(n, 0), 3), np.float32) if job.trace else None
+        trace = np.zeros((steps - 1, max(n, 0), 3), np.float32) if job.trace else None
         if trace is not None:
             request.out_trace, request.out_trace_count = trace.ctypes.data, trace.size
         request.first_particle, request.all_particles = int(job.first_particle), int(job.all_particles)
@@ -276,7 +276,8 @@ class Engine:
     def evaluate(self, graph: str, outputs: Sequence[str], **inputs: np.ndarray) -> dict[str, np.ndarray]:
         """Runs one graph of the bundle: every array has the samples first. Returns the named outputs, flat per sample.
 
-        Outputs of known shape (eps, image, z, x, grad, y, phi) come back in that shape.
+        Outputs of known shape (eps, image, z, x, grad, y, phi) come back in that shape. Raises RlsdError, and
+        ValueError without inputs or for an output of no known shape.
         """
         if not inputs:
             raise ValueError(f"graph {graph!r} is given no inputs")

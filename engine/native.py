@@ -257,7 +257,10 @@ def _check_address(seed: int, **parts: int) -> None:
 
 
 def normal(seed: int, item: int, particle: int, stream: int, count: int) -> np.ndarray:
-    """The engine's standard normal numbers: float32 [count], a function of the four addresses alone."""
+    """The engine's standard normal numbers: float32 [count], a function of the four addresses alone.
+
+    Raises ValueError for a seed beyond 64 bits, or another address beyond 32.
+    """
     _check_address(seed, item=item, particle=particle, stream=stream)
     out = np.empty(count, np.float32)
     library().rlsd_normal(seed, item, particle, stream, out.ctypes.data, count)
@@ -265,7 +268,10 @@ def normal(seed: int, item: int, particle: int, stream: int, count: int) -> np.n
 
 
 def repulsion(phi: np.ndarray, seed: int = 0, item: int = 0, step: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """The engine's repulsion among particles: phi [N, D] -> (g [N, D], bandwidths h [N]); see engine/reference.py."""
+    """The engine's repulsion among particles: phi [N, D] -> (g [N, D], bandwidths h [N]); see engine/reference.py.
+
+    Raises RlsdError for an empty phi, ValueError for a seed beyond 64 bits, an item or a step beyond 32.
+    """
     _check_address(seed, item=item, step=step)
     phi = np.ascontiguousarray(phi, np.float32)
     n, d = phi.shape
